@@ -1,0 +1,1 @@
+"""What travels: header, URL, request, body, framing, cookies, forms."""

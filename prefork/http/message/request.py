@@ -1,0 +1,523 @@
+"""Request: a request as a server receives it, or as a client will send it (Go: Request).
+
+On a server most of a request is never looked at, so what the connection stores is the text
+of the head and the few fields that framing needs; `url`, `header`, cookies and forms are
+made from it the first time somebody asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prefork.http.errors import AbortHandler, LocalProtocolError, StatusError
+from prefork.http.message import auth
+from prefork.http.message.body import Body
+from prefork.http.message.cookie import Cookie, read_cookies
+from prefork.http.message.form import MAX_FORM_BYTES, parse_form
+from prefork.http.message.grammar import OWS, ascii_lower, is_token
+from prefork.http.message.header import Header, canonical_header_key
+from prefork.http.message.url import URL
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Generator
+    from concurrent.futures import Executor
+
+    from prefork.http.message.multipart import MultipartForm
+
+
+class RequestOwner(Protocol):
+    """What a request asks of the connection that received it."""
+
+    @property
+    def remote_addr(self) -> str: ...
+
+    @property
+    def disconnected(self) -> Notice: ...
+
+    @property
+    def shutting_down(self) -> Notice: ...
+
+    @property
+    def executor(self) -> Executor: ...
+
+
+class Notice:
+    """Something that happens once: true when it has, awaitable until it does.
+
+    if r.shutting_down: ...
+    await r.disconnected
+    """
+
+    __slots__ = ("_happened", "_waiters")
+
+    def __init__(self) -> None:
+        self._happened = False
+        self._waiters: list[asyncio.Future[None]] = []
+
+    def __bool__(self) -> bool:
+        return self._happened
+
+    is_set = __bool__
+
+    def set(self) -> None:
+        """It has happened: wake everyone who waits."""
+        self._happened = True
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Return when it has happened; at once if it has already."""
+        if self._happened:
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self.wait().__await__()
+
+
+class Request:
+    """One request.
+
+    A server makes it from what it received; it is valid until the handler is done. A
+    program makes it to send it, or to test a handler:
+
+        http.Request("GET", "http://example.com/items/7?full=1", header={"Accept": "text/html"})
+
+    method: a token, case-sensitive. url: a URL or its text. header: a Header, a mapping or
+    pairs. body: bytes, str (sent as UTF-8), a Body, or None for none. host: what goes into
+    the Host field; None takes it from the URL.
+
+    Raises ValueError for a method that is no token and URLError (a ValueError) for a URL
+    that cannot be parsed.
+
+    content_length is the body's length in bytes, -1 when it is unknown (chunked).
+    request_uri is the request target exactly as received. close tells that the connection
+    ends with this exchange. pattern is the ServeMux pattern that matched, "" if none did.
+    """
+
+    __slots__ = (
+        "_body",
+        "_extra",
+        "_head",
+        "_header",
+        "_owner",
+        "_path_values",
+        "_plain_path",
+        "_url",
+        "close",
+        "content_length",
+        "host",
+        "method",
+        "pattern",
+        "proto",
+    )
+
+    method: str
+    proto: str
+    host: str
+    content_length: int
+    close: bool
+    pattern: str
+    _plain_path: str | None  # the path when the target is origin-form without escapes: what a mux looks up
+    _path_values: dict[str, str] | None
+    _head: str  # the received head, "" on a request made by a program
+    _header: Header | None
+    _url: URL | None
+    _body: Body | None
+    _owner: RequestOwner | None
+    _extra: dict[str, Any] | None  # what few requests have: trailer, forms, transfer_encoding, ...
+
+    def __init__(
+        self,
+        method: str,
+        url: str | URL,
+        *,
+        header: Header | dict[str, str] | list[tuple[str, str]] | None = None,
+        body: bytes | str | Body | None = None,
+        host: str | None = None,
+    ) -> None:
+        method = method or "GET"
+        if not is_token(method):
+            raise ValueError(f"net/http: invalid method {method!r}")
+        self.method = method
+        self._url = url if isinstance(url, URL) else URL.parse(url)
+        self.proto = "HTTP/1.1"
+        self.host = self._url.host if host is None else host
+        self.close = False
+        self.pattern = ""
+        self._plain_path = None
+        self._path_values = None
+        self._head = ""
+        self._header = header if isinstance(header, Header) else Header(header)
+        self._owner = None
+        self._extra = None
+        if isinstance(body, str):
+            body = body.encode()
+        if body is None or isinstance(body, bytes | bytearray | memoryview):
+            self._body = Body.of(bytes(body or b""))
+            self.content_length = self._body.content_length
+        elif isinstance(body, Body):
+            self._body = body
+            self.content_length = body.content_length
+        else:
+            raise TypeError(f"body must be bytes, str, Body or None, not {type(body).__name__}")
+
+    # The head.
+
+    @property
+    def url(self) -> URL:
+        """The parsed request target (Go: Request.URL)."""
+        url = self._url
+        if url is None:
+            url = self._url = _parse_target(self.method, self.request_uri)
+        return url
+
+    @url.setter
+    def url(self, url: URL) -> None:
+        self._url = url
+        self._plain_path = None
+
+    @property
+    def header(self) -> Header:
+        """The header fields, without Host (that is `host`)."""
+        header = self._header
+        if header is None:
+            header = self._header = _parse_header(self._head)
+        return header
+
+    @header.setter
+    def header(self, header: Header) -> None:
+        self._header = header
+
+    @property
+    def request_uri(self) -> str:
+        """The request target exactly as received; "" on a request made by a program."""
+        return self._head.split(" ", 2)[1] if self._head else ""
+
+    @property
+    def proto_major(self) -> int:
+        return int(self.proto[5])
+
+    @property
+    def proto_minor(self) -> int:
+        return int(self.proto[7])
+
+    def proto_at_least(self, major: int, minor: int) -> bool:
+        """Whether the message speaks at least this version of HTTP."""
+        return (self.proto_major, self.proto_minor) >= (major, minor)
+
+    @property
+    def remote_addr(self) -> str:
+        """The peer as "ip:port" ("[v6]:port"); "@" for a unix socket; "" when there is none."""
+        if self._extra is not None and "remote_addr" in self._extra:
+            return str(self._extra["remote_addr"])
+        return self._owner.remote_addr if self._owner is not None else ""
+
+    @remote_addr.setter
+    def remote_addr(self, address: str) -> None:
+        self._more()["remote_addr"] = address
+
+    @property
+    def transfer_encoding(self) -> list[str]:
+        """["chunked"] for a chunked body, else []."""
+        return ["chunked"] if self.content_length < 0 else []
+
+    @property
+    def tls(self) -> object | None:
+        """The connection's TLS object (ssl.SSLObject), None in plain text."""
+        return self._extra.get("tls") if self._extra else None
+
+    @property
+    def response(self) -> object | None:
+        """The redirect response that caused this request; None on a server."""
+        return self._extra.get("response") if self._extra else None
+
+    def path_value(self, name: str) -> str:
+        """What the wildcard `{name}` of the matched pattern stood for, unescaped; "" if there is none."""
+        values = self._path_values
+        return values.get(name, "") if values else ""
+
+    def set_path_value(self, name: str, value: str) -> None:
+        """Set what `path_value(name)` returns: for routers other than ServeMux."""
+        self._path_values = {**(self._path_values or {}), name: value}
+
+    # Header fields with a meaning.
+
+    def referer(self) -> str:
+        """The Referer field, "" if absent."""
+        return self.header.get("Referer", "")
+
+    def user_agent(self) -> str:
+        """The User-Agent field, "" if absent."""
+        return self.header.get("User-Agent", "")
+
+    def basic_auth(self) -> tuple[str, str] | None:
+        """(user, password) of a Basic Authorization field, None if there is none (RFC 7617)."""
+        value = self.header.get("Authorization")
+        return auth.parse_basic_auth(value) if value else None
+
+    def set_basic_auth(self, user: str, password: str) -> None:
+        """Set the Authorization field to Basic authentication with these."""
+        self.header["Authorization"] = auth.basic_auth(user, password)
+
+    def cookies(self) -> list[Cookie]:
+        """The cookies of the Cookie fields, in order; what cannot be parsed is left out."""
+        return read_cookies(self.header.values("Cookie"))
+
+    def cookie(self, name: str) -> Cookie | None:
+        """The first cookie of this name, None if there is none."""
+        found = read_cookies(self.header.values("Cookie"), name)
+        return found[0] if found else None
+
+    def add_cookie(self, cookie: Cookie) -> None:
+        """Append `name=value` to the Cookie field; attributes of the cookie are not sent."""
+        text = cookie.request_value()
+        before = self.header.get("Cookie")
+        self.header["Cookie"] = f"{before}; {text}" if before else text
+
+    # The body.
+
+    @property
+    def body(self) -> Body:
+        """The body's reader; on a request without one it is at its end."""
+        body = self._body
+        if body is None:
+            body = self._body = Body.of(b"")
+        return body
+
+    @body.setter
+    def body(self, body: Body) -> None:
+        self._body = body
+
+    @property
+    def trailer(self) -> Header:
+        """The trailer fields: complete when the body has been read to its end."""
+        extra = self._more()
+        if "trailer" not in extra:
+            extra["trailer"] = Header()
+        return extra["trailer"]  # type: ignore[no-any-return]
+
+    async def text(self) -> str:
+        """The whole body as str: the charset of Content-Type, else UTF-8 (bad bytes become U+FFFD)."""
+        charset = "utf-8"
+        for part in self.header.get("Content-Type", "").split(";")[1:]:
+            key, _, value = part.partition("=")
+            if ascii_lower(key.strip(OWS)) == "charset":
+                charset = value.strip(OWS).strip('"')
+        data = await self.body.read()
+        try:
+            return data.decode(charset, "replace")
+        except LookupError:
+            raise StatusError(415, f"unknown charset {charset!r}") from None
+
+    async def json(self) -> Any:
+        """The whole body parsed as JSON. StatusError(400) when it is none: uncaught, it is the answer."""
+        data = await self.body.read()
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise StatusError(400, f"the request body is not valid JSON: {error}") from None
+
+    # Forms.
+
+    async def parse_form(self) -> None:
+        """Fill `form` and `post_form` from the query and, for POST, PUT and PATCH, a urlencoded body.
+
+        Raises ValueError with the first thing that was wrong; what could be parsed is there
+        all the same. A second call does nothing (Go: ParseForm).
+        """
+        extra = self._more()
+        if "form" in extra:
+            return
+        content_type = self.header.get("Content-Type", "")
+        wanted = self.method in ("POST", "PUT", "PATCH")
+        urlencoded = (
+            ascii_lower(content_type.partition(";")[0].strip(OWS)) == "application/x-www-form-urlencoded"
+        )
+        body = await self.body.read() if wanted and urlencoded else b""
+        # Go: the form's own limit of 10 MB holds unless the route has set another.
+        limit = None if self.body.limit_name == "max_bytes_handler" else MAX_FORM_BYTES
+        result = parse_form(self.method, self.url.raw_query, content_type, body, max_bytes=limit)
+        extra["form"], extra["post_form"] = result.form, result.post_form
+        if result.error is not None:
+            raise result.error
+
+    async def parse_multipart_form(self, max_memory: int = 32 << 20) -> MultipartForm:
+        """Parse a multipart/form-data body; its values join `form` and `post_form`.
+
+        max_memory: bytes of file parts kept in memory; larger ones go to temporary files,
+        which `multipart_form.remove_all()` deletes. Raises ValueError for a body of another
+        type or a malformed one (Go: ParseMultipartForm).
+        """
+        from prefork.http.message.multipart import parse_multipart
+
+        extra = self._more()
+        problem: ValueError | None = None
+        try:
+            await self.parse_form()
+        except ValueError as error:
+            problem = error
+        if "multipart_form" not in extra:
+            parsed = await parse_multipart(self.body, self.header.get("Content-Type", ""), max_memory)
+            extra["multipart_form"] = parsed
+            for name, values in parsed.value.items():
+                extra["form"].setdefault(name, []).extend(values)
+                extra["post_form"].setdefault(name, []).extend(values)
+        if problem is not None:
+            raise problem
+        return extra["multipart_form"]  # type: ignore[no-any-return]
+
+    @property
+    def form(self) -> dict[str, list[str]]:
+        """Body and query parameters, the body's first: complete after `await r.parse_form()`."""
+        return self._parsed("form")
+
+    @property
+    def post_form(self) -> dict[str, list[str]]:
+        """The body's parameters: complete after `await r.parse_form()`."""
+        return self._parsed("post_form")
+
+    @property
+    def multipart_form(self) -> MultipartForm | None:
+        """The parsed multipart form: set by `await r.parse_multipart_form()`."""
+        return self._extra.get("multipart_form") if self._extra else None
+
+    def release(self) -> None:
+        """Delete what the request keeps outside memory: the server calls it when the handler is done."""
+        form = self.multipart_form
+        if form is not None:
+            form.remove_all()
+
+    def form_value(self, name: str) -> str:
+        """The first value of a parameter, "" if there is none.
+
+        Before `parse_form` has been awaited only the query is known.
+        """
+        if self._extra is not None and "form" in self._extra:
+            values = self._extra["form"].get(name)
+        else:
+            values = self.url.query().get(name)
+        return values[0] if values else ""
+
+    def _parsed(self, which: str) -> dict[str, list[str]]:
+        if self._extra is None or which not in self._extra:
+            raise LocalProtocolError(f"r.{which} is made by `await r.parse_form()`: call it first")
+        return self._extra[which]  # type: ignore[no-any-return]
+
+    # The other end.
+
+    @property
+    def disconnected(self) -> Notice:
+        """Set when the client has gone, or has shut down its sending side.
+
+        The handler is told, not killed: see `cancel_on_disconnect`.
+        """
+        return self._owner.disconnected if self._owner is not None else self._own_notice("disconnected")
+
+    @property
+    def shutting_down(self) -> Notice:
+        """Set when the server drains: long streams should come to their end."""
+        return self._owner.shutting_down if self._owner is not None else self._own_notice("shutting_down")
+
+    @property
+    def executor(self) -> Executor | None:
+        """The server's bounded pool of threads; None, the loop's own, on a request made by a program."""
+        return self._owner.executor if self._owner is not None else None
+
+    @contextlib.asynccontextmanager
+    async def cancel_on_disconnect(self) -> AsyncIterator[None]:
+        """Cancel the body of the `async with` when the client leaves; it ends in AbortHandler.
+
+        async with r.cancel_on_disconnect():
+            rows = await slow_query()
+        """
+        task = asyncio.current_task()
+        assert task is not None, "cancel_on_disconnect needs a task: use it in an async handler"
+        left = False
+
+        async def watch() -> None:
+            nonlocal left
+            await self.disconnected.wait()
+            left = True
+            task.cancel()
+
+        watcher = asyncio.get_running_loop().create_task(watch())
+        try:
+            yield
+        except asyncio.CancelledError:
+            if left and task.uncancel() == 0:
+                raise AbortHandler("the client left") from None
+            raise
+        finally:
+            watcher.cancel()
+            # The watcher must be gone before we are: a task without an owner is a leak.
+            await asyncio.wait([watcher])
+
+    def _own_notice(self, name: str) -> Notice:
+        notice = self._more().setdefault(name, Notice())
+        assert isinstance(notice, Notice)
+        return notice
+
+    def _more(self) -> dict[str, Any]:
+        if self._extra is None:
+            self._extra = {}
+        return self._extra
+
+    def clone(self) -> Request:
+        """A copy whose URL, header, trailer and forms are its own; the body is shared (Go: Clone)."""
+        copy = Request.__new__(Request)
+        for name in Request.__slots__:
+            setattr(copy, name, getattr(self, name))
+        copy._url = self._url.clone() if self._url is not None else None
+        copy._header = self.header.clone()
+        copy._path_values = dict(self._path_values) if self._path_values else None
+        copy._body = self.body
+        if self._extra is not None:
+            copy._extra = extra = dict(self._extra)
+            for form in ("form", "post_form"):
+                if form in extra:
+                    extra[form] = {name: list(values) for name, values in extra[form].items()}
+            if "trailer" in extra:
+                extra["trailer"] = extra["trailer"].clone()
+        return copy
+
+    def __repr__(self) -> str:
+        return f"<Request {self.method} {self.request_uri or self._url} {self.proto}>"
+
+
+def _parse_target(method: str, target: str) -> URL:
+    """The URL of a received request target (RFC 9112 section 3.2); it has been checked already."""
+    if method == "CONNECT" and not target.startswith("/"):
+        url = URL.parse_request_uri("http://" + target)
+        url.scheme = ""
+        return url
+    return URL.parse_request_uri(target)
+
+
+def _parse_header(head: str) -> Header:
+    """The Header of a received head; its syntax has been checked already."""
+    fields: dict[str, list[str]] = {}
+    for line in head.split("\r\n")[1:-2]:
+        name, _, value = line.partition(":")
+        name = canonical_header_key(name)
+        if name != "Host":
+            values = fields.get(name)
+            if values is None:
+                fields[name] = [value.strip(OWS)]
+            else:
+                values.append(value.strip(OWS))
+    # Go: a message of HTTP/1.0 days that says Pragma means Cache-Control.
+    if "Pragma" in fields and fields["Pragma"][0] == "no-cache" and "Cache-Control" not in fields:
+        fields["Cache-Control"] = ["no-cache"]
+    return Header._of(fields)
