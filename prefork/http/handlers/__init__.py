@@ -1,0 +1,1 @@
+"""Handlers and replies built on the public API."""

@@ -1,0 +1,1 @@
+"""The server side: server, connection, response writer, mux."""
