@@ -1,0 +1,436 @@
+"""Listening sockets: what `-b` may say, and how each is made.
+
+    :8000               every address of this machine, IPv6 and IPv4 by one socket
+    127.0.0.1:8000      one address; a name is looked up, IPv4 first, as Go does
+    [::1]:8000          an IPv6 address stands in brackets
+    unix:/run/app.sock  a socket file; unix:@name is an abstract one, without a file
+    fd:3                a socket that the parent process left open for us
+
+When systemd passes sockets (LISTEN_FDS, meant for this process by LISTEN_PID) they are used in
+place of the addresses, unless an address names a descriptor: then that is what was meant.
+
+The master binds, before the first fork and while it may still be root; the workers inherit.
+One socket per address, shared by all workers, so that the death of a worker loses no
+connection that waits. The laws for socket files: a live server's file is never taken away,
+a dead one's is; nobody may connect in the moment between its creation and its mode; at the
+end a file is removed only if it is still the one that was made.
+
+Everything that can go wrong is a `BindError`, whose text names the cause and the cure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import re
+import socket
+import stat
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from prefork.ipc import ExitCode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, MutableMapping, Sequence
+
+log = logging.getLogger("prefork")
+
+UNIX_MODE: Final = 0o660
+"""Of socket files when no umask is set: owner and group may connect, strangers may not."""
+
+_FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
+_LOCK_WITHIN: Final = 5.0
+_MAX_PATH: Final = 107  # sizeof(sockaddr_un.sun_path) less the final NUL
+
+
+class BindError(Exception):
+    """An address cannot be listened on. `str()` is for the user: what, why, and what to do.
+
+    exit_code: what the master exits with.
+    """
+
+    exit_code = ExitCode.BIND
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One parsed address: exactly one of `port`, `path` and `fd` is set.
+
+    host: "" means every address of this machine. path: of a unix socket; "@name" is abstract.
+    """
+
+    text: str
+    host: str = ""
+    port: int | None = None
+    path: str | None = None
+    fd: int | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse(text: str) -> Address:
+    """Read an address as `-b` takes it. Raises ValueError with a text for the user."""
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path or "\0" in path:
+            raise ValueError(f"{text!r} names no path; write unix:/run/app.sock")
+        if len(os.fsencode(path)) > _MAX_PATH:
+            raise ValueError(f"{text!r}: the path of a unix socket is at most {_MAX_PATH} bytes long")
+        return Address(text, path=path)
+    if text.startswith("fd:"):
+        if not re.fullmatch(r"fd:[0-9]{1,7}", text):
+            raise ValueError(f"{text!r} is no descriptor number; write fd:3")
+        return Address(text, fd=int(text[3:]))
+    host, colon, port = text.rpartition(":")
+    if not colon or text.endswith("]"):
+        if re.fullmatch(r"[0-9]{1,5}", text):
+            raise ValueError(f"{text!r} has no colon; write :{text} or 127.0.0.1:{text}")
+        raise ValueError(f"{text!r} has no port; write {text}:8000")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        if not host:
+            raise ValueError(f"{text!r}: the brackets are empty; write [::]:{port} or :{port}")
+    elif ":" in host:
+        raise ValueError(f"{text!r}: an IPv6 address stands in brackets, as in [::1]:8000")
+    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise ValueError(f"{text!r}: {port!r} is no port (0 to 65535)")
+    return Address(text, host=host, port=int(port))
+
+
+@dataclass(slots=True, eq=False)
+class Listener:
+    """A socket that listens and does not block.
+
+    url: what to tell people, as in "http://127.0.0.1:8000" or "unix:/run/app.sock".
+    identity: device and inode of the socket file that was made, or None.
+
+    *Resource handling*: `close()` closes the descriptor of this process; `remove()` takes the
+    file away. A worker only ever closes.
+    """
+
+    sock: socket.socket
+    url: str
+    path: str | None = None
+    identity: tuple[int, int] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Listener {self.url} fd {self.sock.fileno()}>"
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def remove(self) -> None:
+        """Unlink the socket file, if it is still the one that was made here."""
+        if self.path is None or self.identity is None:
+            return
+        try:
+            with _locked_directory(self.path):
+                status = os.lstat(self.path)
+                if (status.st_dev, status.st_ino) == self.identity:
+                    os.unlink(self.path)
+        except FileNotFoundError:
+            pass
+        except OSError as exc:
+            log.warning("cannot remove %s: %s", self.path, exc.strerror)
+        self.identity = None
+
+
+def bind(
+    addresses: Sequence[str],
+    *,
+    backlog: int = 2048,
+    umask: int | None = None,
+    owner: tuple[int, int] = (-1, -1),
+    environ: MutableMapping[str, str] | None = None,
+) -> list[Listener]:
+    """Listen on all addresses, or on none: the first failure closes what was opened and raises BindError.
+
+    backlog: connections that may wait to be accepted, passed to listen(2) as it is.
+    umask: decides the mode of socket files (0o666 less its bits); None means 0o660.
+    owner: uid and gid that socket files get, -1 leaves one as it is. Workers that give up root
+    want their group to be able to connect.
+    environ: where systemd's variables are (None: this process'). They are removed, so that no
+    program started later takes them for its own.
+
+        for listener in bind([":8000", "unix:/run/app.sock"], backlog=2048): ...
+
+    Raises ValueError for an address that cannot be read.
+    """
+    wanted = [parse(address) for address in addresses]
+    passed = take_activation(os.environ if environ is None else environ)
+    if passed and not any(address.fd is not None for address in wanted):
+        log.info("using the %d sockets that systemd passed in place of %s", len(passed), " ".join(addresses))
+        wanted = [Address(f"fd:{fd}", fd=fd) for fd in passed]
+    listeners: list[Listener] = []
+    try:
+        for address in wanted:
+            if address.fd is not None:
+                listeners.append(_adopt(address, address.fd, backlog))
+            elif address.path is not None:
+                mode = UNIX_MODE if umask is None else 0o666 & ~umask
+                listeners.append(_bind_unix(address, address.path, backlog, mode, owner))
+            else:
+                listeners.append(_bind_tcp(address, backlog))
+    except BaseException:
+        close_all(listeners)
+        raise
+    _check_backlog(backlog)
+    return listeners
+
+
+def close_all(listeners: Sequence[Listener]) -> None:
+    """The end in the master: close the sockets, then remove the files that are ours."""
+    for listener in listeners:
+        listener.close()
+        listener.remove()
+
+
+def take_activation(environ: MutableMapping[str, str]) -> list[int]:
+    """The descriptors that systemd passed to this process; removes the variables that say so.
+
+    sd_listen_fds(3): "$LISTEN_PID [...] the PID of the process it is intended for". Variables for
+    another process are left over from a parent, and are removed as well.
+    """
+    pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
+    environ.pop("LISTEN_FDNAMES", None)
+    environ.pop("LISTEN_PIDFDID", None)
+    if pid != str(os.getpid()) or not re.fullmatch(r"[0-9]{1,5}", count):
+        return []
+    fds = list(range(_FIRST_FD, _FIRST_FD + int(count)))
+    for fd in fds:
+        with contextlib.suppress(OSError):  # if it is not open, adopting it says so
+            os.set_inheritable(fd, False)
+    return fds
+
+
+# --------------------------------------------------------------------------- TCP
+
+
+def _bind_tcp(address: Address, backlog: int) -> Listener:
+    assert address.port is not None
+    family, sockaddr = _resolve(address, address.host, address.port)
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # Without it a restart fails for a minute, while connections of the last run linger in TIME_WAIT.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # Said outright, because the default is the administrator's (net.ipv6.bindv6only).
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address.host != ""))
+        # Accepted connections inherit these: one that died in silence is found out, as in Go,
+        # whose ListenConfig probes after 15 seconds, every 15 seconds, 9 times.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (
+            (socket.TCP_KEEPIDLE, 15),
+            (socket.TCP_KEEPINTVL, 15),
+            (socket.TCP_KEEPCNT, 9),
+        ):
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        sock.bind(sockaddr)
+        sock.listen(backlog)
+        sock.setblocking(False)
+    except OSError as exc:
+        sock.close()
+        raise BindError(f"cannot listen on {address}: {_cure(exc, address)}") from exc
+    return Listener(sock, _url(sock))
+
+
+def _resolve(address: Address, host: str, port: int) -> tuple[int, tuple[Any, ...]]:
+    if not host:
+        if socket.has_dualstack_ipv6():
+            return socket.AF_INET6, ("::", port)
+        return socket.AF_INET, ("0.0.0.0", port)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as exc:
+        why = exc.strerror if isinstance(exc, socket.gaierror) else "not a host name"
+        raise BindError(
+            f"cannot listen on {address}: host {host!r} is unknown ({why}); "
+            f"write an address of this machine, or :{port} for all of them"
+        ) from exc
+    # Go's net.Listen: "uses at most one of the host's IP addresses", and prefers IPv4.
+    family, _, _, _, sockaddr = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+    return family, sockaddr
+
+
+def _cure(exc: OSError, address: Address) -> str:
+    """Cause and cure of a bind(2) or listen(2) that failed."""
+    port = address.port
+    match exc.errno:
+        case errno.EADDRINUSE if port is not None:
+            return (
+                f"the address is in use by another process; `ss -ltnp 'sport = :{port}'` shows which. "
+                "Stop it or choose another port"
+            )
+        case errno.EACCES if port is not None and port < 1024:
+            return (
+                f"permission denied: ports below 1024 need root, CAP_NET_BIND_SERVICE, "
+                f"or a systemd socket unit. Or choose a port from 1024 up, such as {8000 + port}"
+            )
+        case errno.EADDRNOTAVAIL:
+            return f"this machine has no such address; `ip addr` lists them, and :{port} means all of them"
+        case errno.EACCES | errno.EPERM:
+            return f"permission denied; who may write to {os.path.dirname(address.path or '') or '.'}?"
+        case errno.ENOENT | errno.ENOTDIR if address.path is not None:
+            return f"there is no directory {os.path.dirname(address.path) or '.'}; create it first"
+        case errno.EAGAIN:
+            return f"another process holds a lock on {os.path.dirname(address.path or '') or '.'}"
+        case errno.EROFS:
+            return "the file system is read-only; choose a directory such as /run"
+    return exc.strerror or str(exc)
+
+
+# --------------------------------------------------------------------------- unix
+
+
+def _bind_unix(address: Address, path: str, backlog: int, mode: int, owner: tuple[int, int]) -> Listener:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if path.startswith("@"):
+            sock.bind("\0" + path[1:])
+            sock.listen(backlog)
+            return Listener(sock, address.text)
+        # The lock makes looking, removing and binding one step among servers that start at once.
+        with _locked_directory(path):
+            _remove_stale(address, path)
+            # The kernel makes the file with the mode that the umask leaves: there is no moment
+            # in which it is wider. The umask is the process', which has one thread here.
+            before = os.umask(0o777 & ~mode)
+            try:
+                sock.bind(path)
+            finally:
+                os.umask(before)
+            status = os.lstat(path)
+            listener = Listener(sock, address.text, path, (status.st_dev, status.st_ino))
+            try:
+                if owner != (-1, -1):
+                    os.chown(path, *owner, follow_symlinks=False)
+                sock.listen(backlog)
+            except OSError:
+                os.unlink(path)
+                raise
+        return listener
+    except OSError as exc:
+        sock.close()
+        if exc.errno == errno.EADDRINUSE:  # abstract: a file would have been dealt with
+            cause = f"another process has it; `ss -lxp src {path}` shows which"
+        else:
+            cause = _cure(exc, address)
+        raise BindError(f"cannot listen on {address}: {cause}") from exc
+    except BaseException:
+        sock.close()
+        raise
+
+
+@contextlib.contextmanager
+def _locked_directory(path: str) -> Iterator[None]:
+    """Hold a lock on the directory of `path`: no lock file is left behind, and none outlives its holder."""
+    fd = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    deadline = time.monotonic() + _LOCK_WITHIN
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                # Ours hold it for microseconds. Who holds it for long is somebody else.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _remove_stale(address: Address, path: str) -> None:
+    """Take away the file of a server that is dead. Raises BindError for anything else that stands there."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        raise BindError(
+            f"cannot listen on {address}: {path} exists and is no socket; move it away or choose another path"
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            log.info("removed %s, left behind by a server that is gone", path)
+            return
+        except FileNotFoundError:
+            return
+        except BlockingIOError:
+            pass  # its queue is full: very much alive
+    raise BindError(
+        f"cannot listen on {address}: a live server listens there; `ss -lxp src {path}` shows which. "
+        "Stop it or choose another path"
+    )
+
+
+# --------------------------------------------------------------------------- inherited
+
+
+def _adopt(address: Address, fd: int, backlog: int) -> Listener:
+    """Take over a descriptor that the parent process opened."""
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError as exc:
+        if exc.errno == errno.ENOTSOCK:
+            why = f"descriptor {fd} is no socket"
+        elif exc.errno == errno.EBADF:
+            why = f"descriptor {fd} is not open"
+        else:
+            why = exc.strerror or str(exc)
+        raise BindError(f"cannot listen on {address}: {why}; who starts prefork must pass it") from exc
+    try:
+        if sock.type != socket.SOCK_STREAM:
+            raise BindError(
+                f"cannot listen on {address}: descriptor {fd} is a {sock.type.name} socket, not a stream"
+            )
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            # Only then: a second listen(2) would change the queue that its maker asked for.
+            # One that was never bound would get a random port here.
+            if sock.family in (socket.AF_INET, socket.AF_INET6) and sock.getsockname()[1] == 0:
+                raise BindError(f"cannot listen on {address}: the socket is not bound to an address")
+            sock.listen(backlog)
+        os.set_inheritable(fd, False)
+        sock.setblocking(False)
+        return Listener(sock, _url(sock))
+    except OSError as exc:
+        sock.close()
+        raise BindError(f"cannot listen on {address}: {exc.strerror}") from exc
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _url(sock: socket.socket) -> str:
+    """Where a listening socket can be reached, for people."""
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        path = os.fsdecode(name)
+        return f"unix:@{path[1:]}" if path.startswith("\0") else f"unix:{path}"
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        host, port = name[0], name[1]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"fd:{sock.fileno()}"
+
+
+def _check_backlog(backlog: int) -> None:
+    """The kernel cuts a backlog to net.core.somaxconn in silence. Not in silence here."""
+    try:
+        with open("/proc/sys/net/core/somaxconn", encoding="ascii") as file:
+            limit = int(file.read())
+    except (OSError, ValueError):  # hidden by the service manager's hardening
+        return
+    if backlog > limit:
+        log.warning("the backlog of %d is cut to %d; raise it by sysctl net.core.somaxconn", backlog, limit)

@@ -1,0 +1,332 @@
+"""From the fork to the last answer: what runs in each worker, and how the master is given it.
+
+    code = run("app:mux", None, settings)      # prefork run
+    listen_and_serve(":8091", mux, workers=4)  # http.listen_and_serve(workers=4)
+
+Both bind, then hand the master a function. This module is imported before the fork, so that
+uvloop, httptools and the http package are loaded once and shared by all workers; the master's
+modules are imported only where it is started, because no worker has any use for them. The law
+of the other side: before the fork there is no event loop, no thread and no application.
+
+In the child, in this order: title, limits, malloc, privileges (from here on it may be the
+application's code that runs), the loop, the application, the server, and READY when it
+accepts. Then the loop ticks the heartbeat until one of three things ends it: the master says
+so, the master is gone, or somebody sends this one process a SIGTERM. The last makes it drain
+as well, and the master replaces it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import platform
+import signal
+import sys
+import traceback
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import httptools
+import setproctitle
+import uvloop
+
+from prefork import __version__, log
+from prefork.http import Server
+from prefork.ipc import Drain as DrainOrder
+from prefork.ipc import Draining, ExitCode, Failed, MessageError, Place, Ready
+from prefork.settings import TABLE, Settings
+from prefork.workers import loader, process
+from prefork.workers.acceptor import AcceptGate, Descriptors
+from prefork.workers.board import TICK_EVERY, Seat
+from prefork.workers.drain import Drain
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+
+    from prefork.http.handler import HandlerLike
+
+logger = logging.getLogger("prefork")
+
+SERVER_OPTIONS: Final = (
+    "read_header_timeout",
+    "read_timeout",
+    "body_idle_timeout",
+    "write_timeout",
+    "write_idle_timeout",
+    "idle_timeout",
+    "max_header_bytes",
+    "max_header_values",
+    "max_body_bytes",
+    "max_conns",
+    "blocking_threads",
+)
+"""The settings that are options of `http.Server` under the same name."""
+
+_FINISH_WITHIN: Final = 0.4
+"""Seconds for the application's own tasks to end when they are cancelled at the exit."""
+
+
+# --------------------------------------------------------------------------- in the parent
+
+
+def run(app: str | None, handler: HandlerLike | None, settings: Settings, **server_options: Any) -> int:
+    """Bind, fork the workers, supervise them until the end; returns an `ExitCode`.
+
+    app: `module:attribute`, loaded by each worker for itself. None serves `handler`, an object
+    that the workers inherit; if that is None as well, `http.default_serve_mux`.
+    server_options: for `http.Server`, besides those that the settings have (`conn_state`, ...).
+
+    Raises, with the exit code as their `exit_code`: BindError if an address cannot be listened
+    on, PrivilegeError if the user or group cannot be taken on. ValueError: an address is none.
+    """
+    from prefork.master import arbiter, notify, sockets
+
+    who = process.identity(settings.user, settings.group)
+    listeners = sockets.bind(
+        settings.bind,
+        backlog=settings.backlog,
+        umask=settings.umask,
+        owner=(who.uid, who.gid) if who is not None else (-1, -1),
+    )
+    job = Job(
+        name=app or _program(),
+        app=app,
+        handler=handler,
+        settings=settings,
+        socks=[listener.sock for listener in listeners],
+        identity=who,
+        server_options=server_options,
+    )
+
+    def announce() -> None:
+        urls = ", ".join(listener.url for listener in listeners)
+        count = f"{settings.workers} worker{'s' if settings.workers != 1 else ''}"
+        logger.info("serving %s on %s with %s (%s)", job.name, urls, count, _versions())
+
+    def close() -> None:
+        for listener in listeners:
+            listener.close()
+
+    try:
+        return arbiter.run(
+            settings.workers,
+            job,
+            name=job.name,
+            graceful_timeout=settings.graceful_timeout,
+            boot_timeout=settings.boot_timeout,
+            set_title=setproctitle.setproctitle,
+            notifier=notify.Notifier.from_environ(),
+            on_serving=announce,
+            on_closing=close,
+        )
+    finally:
+        sockets.close_all(listeners)
+
+
+def listen_and_serve(addr: str, handler: HandlerLike | None = None, *, workers: int, **options: Any) -> None:
+    """`http.listen_and_serve(addr, handler, workers=N)`: returns after a clean stop.
+
+    options: those of `http.Server`, and of the settings `backlog`, `graceful_timeout`,
+    `boot_timeout`, `user`, `group` and `umask`. The console log is set up unless the program has done so.
+
+    Raises what `run` raises, TypeError for an unknown option, and SystemExit with an `ExitCode`
+    if the stop was not clean or no worker could start; why has been printed by then.
+    """
+    known = {name: options.pop(name) for name in list(options) if _is_setting(name, options[name])}
+    settings = Settings(bind=(addr or ":80",), workers=workers, **known)
+    # A wrong option or handler is the caller's mistake: told here, with the caller's traceback.
+    Server(addr, handler, **_server_options(settings), **options)
+    if not logger.hasHandlers():
+        log.setup(settings.log_level)
+    code = run(None, handler, settings, **options)
+    if code != ExitCode.CLEAN:
+        raise SystemExit(code)
+
+
+def _is_setting(name: str, value: object) -> bool:
+    # Server's access_log is a function; the setting of this name is a switch.
+    return name in TABLE and name not in ("app", "bind", "workers") and not callable(value)
+
+
+def _server_options(settings: Settings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in SERVER_OPTIONS}
+
+
+def _program() -> str:
+    """What serves a handler object: the user's own program."""
+    return os.path.basename(sys.argv[0]) or "python"
+
+
+def _versions() -> str:
+    return (
+        f"prefork {__version__}, Python {platform.python_version()}, "
+        f"uvloop {uvloop.__version__}, "  # type: ignore[attr-defined]  # it is there, not in the stub
+        f"httptools {httptools.__version__}"
+    )
+
+
+# --------------------------------------------------------------------------- in the child
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the workers do. Made in the parent; called in each child with its place."""
+
+    name: str
+    app: str | None
+    handler: HandlerLike | None
+    settings: Settings
+    socks: Sequence[socket.socket]
+    identity: process.Identity | None = None
+    server_options: dict[str, Any] = field(default_factory=dict)
+    master: int = field(default_factory=os.getpid)
+
+    def __call__(self, place: Place) -> int:
+        """Serve until the end. The result is the process' exit code."""
+        setproctitle.setproctitle(f"prefork: worker {place.slot + 1} [{self.name}]")
+        process.raise_file_limit()
+        process.tune_malloc()
+        try:
+            if self.identity is not None:
+                process.become(self.identity)
+        except process.PrivilegeError as exc:
+            return _fail(place, exc.exit_code, str(exc))
+        if self.settings.umask is not None:
+            os.umask(self.settings.umask)
+        if not process.die_with(self.master):
+            return ExitCode.CLEAN  # it died before it could be asked to tell us
+        loop = uvloop.new_event_loop()
+        asyncio.set_event_loop(loop)
+        try:
+            return self._serve(place, loop)
+        finally:
+            _finish(loop)
+
+    def _serve(self, place: Place, loop: asyncio.AbstractEventLoop) -> int:
+        try:
+            handler = self.handler
+            if self.app is not None:
+                handler = loader.load(self.app, self.settings.chdir, wait=loop.run_until_complete)
+            elif self.settings.chdir is not None:
+                os.chdir(self.settings.chdir)
+            options = _server_options(self.settings) | self.server_options
+            if self.settings.access_log and "access_log" not in options:
+                options["access_log"] = log.access_logger(sys.stdout)
+            server = Server(",".join(self.settings.bind), handler, **options)
+        except loader.LoadError as exc:
+            return _fail(place, exc.exit_code, str(exc))
+        except Exception:
+            return _fail(place, ExitCode.BOOT, traceback.format_exc())
+        # The application's own objects are here to stay: no collection needs to look at them.
+        gc.collect()
+        gc.freeze()
+        worker = _Worker(place, server, self.socks, self.settings.graceful_timeout)
+        return loop.run_until_complete(worker.serve())
+
+
+def _fail(place: Place, code: ExitCode, text: str) -> int:
+    """The master tells it: once, although all workers may fail in the same way."""
+    place.control.send(Failed(code, text))
+    return code
+
+
+class _Worker:
+    """A worker whose loop runs: from READY to the end of the drain."""
+
+    def __init__(
+        self, place: Place, server: Server, socks: Sequence[socket.socket], graceful_timeout: float
+    ) -> None:
+        self._place = place
+        self._control = place.control
+        self._server = server
+        self._socks = socks
+        self._graceful_timeout = graceful_timeout
+        self._seat = Seat(place)
+        self._ticker: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Worker {self._place.slot + 1} {self._seat!r} {self._server!r}>"
+
+    async def serve(self) -> int:
+        """Accept, say READY, and stay until the drain is over."""
+        loop = self._loop = asyncio.get_running_loop()
+        self._drain = Drain(self._server, self._seat, self._socks)
+        gate = AcceptGate(
+            self._seat,
+            self._place.board,
+            self._socks,
+            Descriptors(self._control.fileno()),
+            call_soon=loop.call_soon,
+        )
+        # Before the first accept: from now on a SIGTERM must not cost a request.
+        loop.add_signal_handler(signal.SIGTERM, self._told_to_leave)
+        self._control.setblocking(False)
+        loop.add_reader(self._control.fileno(), self._hear)
+        self._server.on_open_connections = self._seat.open_changed
+        self._server.start(self._socks, gate=gate.ask)
+        self._seat.ready()
+        self._tick()
+        self._control.send(Ready())
+        cut = await self._drain.wait()
+        self._ticker_stop()
+        loop.remove_reader(self._control.fileno())
+        return ExitCode.CUT if cut else ExitCode.CLEAN
+
+    def _tick(self) -> None:
+        self._seat.tick(self._server.active_connections, self._server.requests)
+        self._ticker = self._loop.call_later(TICK_EVERY, self._tick)
+
+    def _ticker_stop(self) -> None:
+        if self._ticker is not None:
+            self._ticker.cancel()
+
+    def _hear(self) -> None:
+        """The master says something, or is gone."""
+        while True:
+            try:
+                message = self._control.receive()
+            except BlockingIOError:
+                return
+            except MessageError as exc:
+                logger.warning("the master sent no message of ours: %s", exc)
+                continue
+            if message is None:
+                self._loop.remove_reader(self._control.fileno())
+                logger.warning("the master is gone: draining")
+                self._drain.begin(self._graceful_timeout)
+                return
+            if isinstance(message, DrainOrder):
+                self._drain.begin(message.timeout)
+
+    def _told_to_leave(self) -> None:
+        """SIGTERM to this one process. A second one means at once, as it does to the master."""
+        if self._drain.begun:
+            self._drain.begin(0.0)
+            return
+        self._control.send(Draining("SIGTERM"))
+        self._drain.begin(self._graceful_timeout)
+
+
+def _finish(loop: asyncio.AbstractEventLoop) -> None:
+    """End what the application left running, as asyncio.run does, but not for longer than a moment."""
+    try:
+        loop.run_until_complete(_cancel_all())
+    except Exception:
+        logger.exception("a task failed at the exit")
+    finally:
+        asyncio.set_event_loop(None)
+        with contextlib.suppress(RuntimeError):
+            loop.close()
+
+
+async def _cancel_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=_FINISH_WITHIN)
+    await asyncio.wait_for(asyncio.get_running_loop().shutdown_asyncgens(), _FINISH_WITHIN)
