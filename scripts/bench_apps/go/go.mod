@@ -1,0 +1,3 @@
+module prefork.bench/peer
+
+go 1.22
