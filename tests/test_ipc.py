@@ -194,6 +194,15 @@ def test_seats_do_not_touch(board):
     assert [row.started for row in board.rows()] == [0, 2, 3]
 
 
+def test_a_column_is_one_word_of_all_seats(board):
+    for seat in range(4):
+        board.words[board.base(seat) + Word.OPEN] = seat * 10
+    column = board.column(Word.OPEN)
+    assert (list(column), min(column), sum(column)) == ([0, 10, 20, 30], 0, 60)
+    board.words[board.base(0) + Word.OPEN] = 99
+    assert column[0] == 99
+
+
 @pytest.mark.parametrize("seat", [-1, 4])
 def test_there_is_no_such_seat(board, seat):
     with pytest.raises(IndexError):

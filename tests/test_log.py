@@ -299,6 +299,22 @@ def test_a_forked_child_does_not_finish_its_parents_line(pipe: tuple[int, int]) 
     sink.close()
 
 
+def test_another_users_pipe_is_asked_before_each_write(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: object) -> int:
+        raise PermissionError
+
+    with monkeypatch.context() as patch:  # who gave up root may not open root's pipe again
+        patch.setattr(os, "open", refused)
+        sink = log.Sink(pipe[1])
+    assert sink.write(b"p" * 10_000 + b"\n")
+    assert empty(pipe[0]) == "p" * 10_000 + "\n"
+    fill(pipe[1])
+    assert not sink.write(b"lost\n")  # and does not block
+    assert sink.lost == 1
+
+
 def test_a_socket_is_written_without_blocking() -> None:
     left, right = socket.socketpair()
     with left, right:

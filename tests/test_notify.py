@@ -21,7 +21,7 @@ def manager(request, tmp_path):
 
 def test_what_systemd_hears(manager):
     sock, address = manager
-    environ = {"NOTIFY_SOCKET": address, "OTHER": "x"}
+    environ = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1", "OTHER": "x"}
     notifier = Notifier.from_environ(environ)
     assert environ == {"OTHER": "x"}
     for call, datagram in [

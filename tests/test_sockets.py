@@ -7,6 +7,7 @@ import logging
 import os
 import pwd
 import re
+import select
 import socket
 import stat
 import subprocess
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from prefork.ipc import ExitCode
 from prefork.master import sockets
-from prefork.master.sockets import Address, BindError, bind, close_all, parse
+from prefork.master.sockets import Address, BindError, bind, parse, retire_all
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
@@ -36,7 +37,7 @@ def listen():
         return listeners if len(addresses) != 1 else listeners[0]
 
     yield call
-    close_all(made)
+    retire_all(made)
 
 
 # --- addresses ------------------------------------------------------------------------------
@@ -251,7 +252,7 @@ def test_the_owner_of_a_socket_file(listen, tmp_path):
 
 def test_the_file_is_removed_at_the_end(tmp_path):
     path = tmp_path / "app.sock"
-    close_all(bind([f"unix:{path}"], environ={}))
+    retire_all(bind([f"unix:{path}"], environ={}))
     assert not path.exists()
     assert list(tmp_path.iterdir()) == []
 
@@ -268,7 +269,7 @@ def test_a_file_that_is_not_ours_any_more_stays(tmp_path):
     path.unlink()
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
-        close_all(listeners)
+        retire_all(listeners)
         assert path.exists()
 
 
@@ -276,8 +277,8 @@ def test_a_file_that_is_gone_is_no_matter(tmp_path, caplog):
     path = tmp_path / "app.sock"
     listeners = bind([f"unix:{path}"], environ={})
     path.unlink()
-    close_all(listeners)
-    close_all(listeners)
+    retire_all(listeners)
+    retire_all(listeners)
     assert not caplog.records
 
 
@@ -383,6 +384,47 @@ def test_an_abstract_name_has_no_file_and_one_owner(listen):
     assert connects("\0prefork-test-b")
     with pytest.raises(BindError, match="another process has it"):
         bind(["unix:@prefork-test-b"], environ={})
+
+
+# --- the end --------------------------------------------------------------------------------
+
+
+def test_retiring_keeps_who_is_in_the_queue_and_lets_nobody_in(listen):
+    listener = listen("127.0.0.1:0")
+    address = listener.sock.getsockname()
+    with (
+        listener.sock.dup() as workers_own,
+        socket.create_connection(address, 5) as early,
+        socket.socket() as late,
+    ):
+        listener.retire()
+        assert listener.sock.fileno() == -1
+        late.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            late.connect(address)
+        with workers_own.accept()[0] as connection:
+            connection.sendall(b"served")
+            assert early.recv(10) == b"served"
+        workers_own.setblocking(False)
+        # The kernel has had time for both: the queue is empty, and stays so.
+        assert select.select([workers_own], [late], [], 0.1) == ([], [], [])
+    with socket.socket() as refused, pytest.raises(ConnectionRefusedError):
+        refused.connect(address)
+
+
+def test_retiring_what_was_passed_to_us_only_closes(listen):
+    made = socket.create_server(("127.0.0.1", 0))
+    with made.dup() as systemds_own:
+        listen(f"fd:{made.detach()}").retire()
+        with socket.create_connection(systemds_own.getsockname(), 5), systemds_own.accept()[0]:
+            pass
+
+
+def test_retiring_works_where_filters_are_forbidden(listen, monkeypatch):
+    monkeypatch.setattr(sockets, "_SO_ATTACH_FILTER", 9999)
+    listener = listen("127.0.0.1:0")
+    listener.retire()
+    assert listener.sock.fileno() == -1
 
 
 # --- inherited ------------------------------------------------------------------------------

@@ -18,9 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from prefork.ipc import Drain, Draining, ExitCode, Failed, Ready
 from prefork.master import slots
-from prefork.master.slots import BACKOFF_FIRST, BACKOFF_LAST, HEALTHY_AFTER, State, backoff
-from prefork.master.supervisor import (
-    LEAVE_WITHIN,
+from prefork.master.events import (
     Closing,
     Exit,
     Exited,
@@ -29,7 +27,6 @@ from prefork.master.supervisor import (
     ForkFailed,
     Kill,
     Log,
-    Phase,
     Report,
     Said,
     Send,
@@ -37,10 +34,10 @@ from prefork.master.supervisor import (
     Start,
     Status,
     Stop,
-    Supervisor,
     Tick,
-    describe,
 )
+from prefork.master.slots import BACKOFF_FIRST, BACKOFF_LAST, HEALTHY_AFTER, State, backoff
+from prefork.master.supervisor import LEAVE_WITHIN, Phase, Supervisor, describe
 
 GRACEFUL, BOOT = 30.0, 60.0
 
@@ -221,6 +218,13 @@ def test_a_healthy_minute_forgives(world):
     world.after(0.1)
     world.say(0, Ready())
     assert "next one in 0.2 s" in logged(world.die(0))
+
+
+def test_the_last_words_of_a_worker_that_serves_are_logged(world):
+    world.serve()
+    actions = world.say(0, Failed(3, "Traceback: of ours"))
+    assert kinds(actions) == []
+    assert [a.detail for a in actions if isinstance(a, Log)] == ["Traceback: of ours"]
 
 
 def test_slots_have_their_own_delays(world):

@@ -35,6 +35,7 @@ import uvloop
 
 from prefork import __version__, log
 from prefork.http import Server
+from prefork.http.server.blocked import BlockedLoopWatch
 from prefork.ipc import Drain as DrainOrder
 from prefork.ipc import Draining, ExitCode, Failed, MessageError, Place, Ready
 from prefork.settings import TABLE, Settings
@@ -107,10 +108,6 @@ def run(app: str | None, handler: HandlerLike | None, settings: Settings, **serv
         count = f"{settings.workers} worker{'s' if settings.workers != 1 else ''}"
         logger.info("serving %s on %s with %s (%s)", job.name, urls, count, _versions())
 
-    def close() -> None:
-        for listener in listeners:
-            listener.close()
-
     try:
         return arbiter.run(
             settings.workers,
@@ -121,10 +118,10 @@ def run(app: str | None, handler: HandlerLike | None, settings: Settings, **serv
             set_title=setproctitle.setproctitle,
             notifier=notify.Notifier.from_environ(),
             on_serving=announce,
-            on_closing=close,
+            on_closing=lambda: sockets.retire_all(listeners),
         )
     finally:
-        sockets.close_all(listeners)
+        sockets.retire_all(listeners)
 
 
 def listen_and_serve(addr: str, handler: HandlerLike | None = None, *, workers: int, **options: Any) -> None:
@@ -224,7 +221,7 @@ class Job:
         # The application's own objects are here to stay: no collection needs to look at them.
         gc.collect()
         gc.freeze()
-        worker = _Worker(place, server, self.socks, self.settings.graceful_timeout)
+        worker = _Worker(place, server, self.socks, self.settings.graceful_timeout, self.master)
         return loop.run_until_complete(worker.serve())
 
 
@@ -238,13 +235,20 @@ class _Worker:
     """A worker whose loop runs: from READY to the end of the drain."""
 
     def __init__(
-        self, place: Place, server: Server, socks: Sequence[socket.socket], graceful_timeout: float
+        self,
+        place: Place,
+        server: Server,
+        socks: Sequence[socket.socket],
+        graceful_timeout: float,
+        master: int,
     ) -> None:
         self._place = place
         self._control = place.control
         self._server = server
         self._socks = socks
         self._graceful_timeout = graceful_timeout
+        self._master = master
+        self._told = False
         self._seat = Seat(place)
         self._ticker: asyncio.TimerHandle | None = None
 
@@ -268,10 +272,15 @@ class _Worker:
         loop.add_reader(self._control.fileno(), self._hear)
         self._server.on_open_connections = self._seat.open_changed
         self._server.start(self._socks, gate=gate.ask)
+        watch = BlockedLoopWatch(loop, logger)
+        watch.start()
         self._seat.ready()
         self._tick()
         self._control.send(Ready())
-        cut = await self._drain.wait()
+        try:
+            cut = await self._drain.wait()
+        finally:
+            watch.stop()
         self._ticker_stop()
         loop.remove_reader(self._control.fileno())
         return ExitCode.CUT if cut else ExitCode.CLEAN
@@ -304,11 +313,18 @@ class _Worker:
 
     def _told_to_leave(self) -> None:
         """SIGTERM to this one process. A second one means at once, as it does to the master."""
-        if self._drain.begun:
+        if os.getppid() != self._master:
+            # Sent by the kernel, because the master has died: `process.die_with`.
+            self._drain.begin(self._graceful_timeout)
+        elif self._told:
             self._drain.begin(0.0)
-            return
-        self._control.send(Draining("SIGTERM"))
-        self._drain.begin(self._graceful_timeout)
+        else:
+            # The first one never cuts anything, also when the master has ordered the drain
+            # before: somebody may have sent it to the whole process group.
+            self._told = True
+            if not self._drain.begun:
+                self._control.send(Draining("SIGTERM"))
+            self._drain.begin(self._graceful_timeout)
 
 
 def _finish(loop: asyncio.AbstractEventLoop) -> None:

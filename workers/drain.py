@@ -91,7 +91,8 @@ class Drain:
                 self._server.close()
                 await asyncio.wait([shutdown], timeout=_CLOSE_WITHIN)
             if cut:
-                log.warning("cut %d connections with a request under way: their time was over", cut)
+                what = "a connection" if cut == 1 else f"{cut} connections"
+                log.warning("cut %s with a request under way: the time was over", what)
         finally:
             for task in (shutdown, hurry):
                 task.cancel()

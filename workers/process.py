@@ -160,7 +160,7 @@ def tune_malloc() -> bool:
         mallopt = libc.mallopt
     except (OSError, AttributeError):
         return False
-    settings = ((_M_MMAP_THRESHOLD, 1 << 20), (_M_TRIM_THRESHOLD, 1 << 20), (_M_TOP_PAD, 16 << 20))
+    settings = ((_M_MMAP_THRESHOLD, 4 << 20), (_M_TRIM_THRESHOLD, 1 << 20), (_M_TOP_PAD, 16 << 20))
     results = [mallopt(option, value) for option, value in settings]
     return results == [1, 1, 1]
 

@@ -56,8 +56,9 @@ from prefork.http.message.url import URL, URLError
 from prefork.http.server.access import AccessRecord
 from prefork.http.server.connection import Connection, ConnState
 from prefork.http.server.mux import ServeMux, default_serve_mux, handle, handle_func
-from prefork.http.server.response_writer import ResponseWriter, WriterWrapper
+from prefork.http.server.response_writer import ResponseWriter
 from prefork.http.server.server import Server, listen_and_serve
+from prefork.http.server.wrapper import WriterWrapper
 
 __all__ = [
     "URL",

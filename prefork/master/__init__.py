@@ -1,6 +1,7 @@
 """The parent process: binds, forks, supervises, stops.
 
     supervisor  decides (pure: events and time in, actions out)
+    events      the words between it and the arbiter
     slots       what it decides about: slots, and the processes that fill them
     arbiter     does it: signals, forks, reaping, timers, one loop
     sockets     addresses and listening sockets

@@ -52,8 +52,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from prefork.ipc import Control, ExitCode, Failed, MessageError, Place, Scoreboard
-from prefork.master.notify import Notifier
-from prefork.master.supervisor import (
+from prefork.master.events import (
     Action,
     Closing,
     Event,
@@ -71,9 +70,10 @@ from prefork.master.supervisor import (
     Start,
     Status,
     Stop,
-    Supervisor,
     Tick,
 )
+from prefork.master.notify import Notifier
+from prefork.master.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -485,5 +485,5 @@ def _why_no_fork(exc: OSError) -> str:
 def _print_error(text: str) -> None:
     """To the person who started us. On standard error, not in the log: it may have many lines."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(text.rstrip() + "\n")
+        sys.stderr.write(f"prefork: {text.rstrip()}\n")
         sys.stderr.flush()

@@ -36,8 +36,14 @@ class Notifier:
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str] | None = None) -> Notifier:
-        """Use NOTIFY_SOCKET, and remove it: no program started later shall speak for the service."""
-        address = (os.environ if environ is None else environ).pop("NOTIFY_SOCKET", None)
+        """Use NOTIFY_SOCKET, and remove it: no program started later shall speak for the service.
+
+        The watchdog's variables go with it, for the same reason.
+        """
+        environ = os.environ if environ is None else environ
+        address = environ.pop("NOTIFY_SOCKET", None)
+        for name in ("WATCHDOG_USEC", "WATCHDOG_PID"):
+            environ.pop(name, None)
         if address and address[0] not in "/@":
             # sd_notify(3) knows vsock: as well, for virtual machines; a service inside never sees it.
             log.warning("NOTIFY_SOCKET=%s is no path and no abstract name: systemd is not told", address)

@@ -21,6 +21,7 @@ Everything that can go wrong is a `BindError`, whose text names the cause and th
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import logging
@@ -28,6 +29,7 @@ import os
 import re
 import socket
 import stat
+import struct
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -44,6 +46,7 @@ UNIX_MODE: Final = 0o660
 
 _FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
 _LOCK_WITHIN: Final = 5.0
+_SO_ATTACH_FILTER: Final = 26  # missing in Python's socket module
 _MAX_PATH: Final = 107  # sizeof(sockaddr_un.sun_path) less the final NUL
 
 
@@ -107,14 +110,16 @@ class Listener:
     """A socket that listens and does not block.
 
     url: what to tell people, as in "http://127.0.0.1:8000" or "unix:/run/app.sock".
+    ours: it was made here, and ends with us; False for one that was passed to us.
     identity: device and inode of the socket file that was made, or None.
 
-    *Resource handling*: `close()` closes the descriptor of this process; `remove()` takes the
-    file away. A worker only ever closes.
+    *Resource handling*: `close()` closes the descriptor of this process, and is all that a
+    worker ever does. `retire()` is for the master, when the service ends.
     """
 
     sock: socket.socket
     url: str
+    ours: bool = True
     path: str | None = None
     identity: tuple[int, int] | None = None
 
@@ -124,7 +129,20 @@ class Listener:
     def close(self) -> None:
         self.sock.close()
 
-    def remove(self) -> None:
+    def retire(self) -> None:
+        """Keep newcomers out from now on, and close. Who is in the queue stays there for the workers.
+
+        The kernel resets what is in the queue when the last process closes the socket. Somebody who
+        comes between the last accept and that close would be let in and then thrown out. So the
+        door is closed first: a file is removed; on TCP the requests for a connection are left
+        unanswered for these few milliseconds, and the client's kernel asks again.
+        """
+        if self.ours and self.sock.fileno() != -1 and self.sock.family != socket.AF_UNIX:
+            _ignore_newcomers(self.sock)
+        self._remove()
+        self.sock.close()
+
+    def _remove(self) -> None:
         """Unlink the socket file, if it is still the one that was made here."""
         if self.path is None or self.identity is None:
             return
@@ -164,7 +182,8 @@ def bind(
     wanted = [parse(address) for address in addresses]
     passed = take_activation(os.environ if environ is None else environ)
     if passed and not any(address.fd is not None for address in wanted):
-        log.info("using the %d sockets that systemd passed in place of %s", len(passed), " ".join(addresses))
+        sockets = "the socket" if len(passed) == 1 else f"the {len(passed)} sockets"
+        log.info("using %s that systemd passed in place of %s", sockets, " ".join(addresses))
         wanted = [Address(f"fd:{fd}", fd=fd) for fd in passed]
     listeners: list[Listener] = []
     try:
@@ -177,17 +196,16 @@ def bind(
             else:
                 listeners.append(_bind_tcp(address, backlog))
     except BaseException:
-        close_all(listeners)
+        retire_all(listeners)
         raise
     _check_backlog(backlog)
     return listeners
 
 
-def close_all(listeners: Sequence[Listener]) -> None:
-    """The end in the master: close the sockets, then remove the files that are ours."""
+def retire_all(listeners: Sequence[Listener]) -> None:
+    """The beginning of the end in the master; harmless when done twice."""
     for listener in listeners:
-        listener.close()
-        listener.remove()
+        listener.retire()
 
 
 def take_activation(environ: MutableMapping[str, str]) -> list[int]:
@@ -257,6 +275,28 @@ def _resolve(address: Address, host: str, port: int) -> tuple[int, tuple[Any, ..
     return family, sockaddr
 
 
+def _ignore_newcomers(sock: socket.socket) -> None:
+    """Drop what asks for a new connection (SYN), and let pass what completes one (ACK).
+
+    By a filter in the kernel, socket(7) SO_ATTACH_FILTER, on the packet from its TCP header on.
+    It belongs to the socket, which all workers share: no thing to do while any of them stays.
+    """
+    program = (
+        (0x30, 0, 0, 13),  # A = byte 13: the flags
+        (0x54, 0, 0, 0x12),  # A &= SYN | ACK
+        (0x15, 0, 1, 0x02),  # if A == SYN
+        (0x06, 0, 0, 0),  # drop
+        (0x06, 0, 0, 0xFFFFFFFF),  # else pass all of it
+    )
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in program))
+    try:
+        # struct sock_fprog: the number of instructions, and where they are.
+        pointer = struct.pack("@HP", len(program), ctypes.addressof(code))
+        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
+    except OSError as exc:  # a sandbox
+        log.debug("cannot keep newcomers out of %s: %s", sock, exc)
+
+
 def _cure(exc: OSError, address: Address) -> str:
     """Cause and cure of a bind(2) or listen(2) that failed."""
     port = address.port
@@ -306,7 +346,8 @@ def _bind_unix(address: Address, path: str, backlog: int, mode: int, owner: tupl
             finally:
                 os.umask(before)
             status = os.lstat(path)
-            listener = Listener(sock, address.text, path, (status.st_dev, status.st_ino))
+            identity = (status.st_dev, status.st_ino)
+            listener = Listener(sock, address.text, path=path, identity=identity)
             try:
                 if owner != (-1, -1):
                     os.chown(path, *owner, follow_symlinks=False)
@@ -404,7 +445,7 @@ def _adopt(address: Address, fd: int, backlog: int) -> Listener:
             sock.listen(backlog)
         os.set_inheritable(fd, False)
         sock.setblocking(False)
-        return Listener(sock, _url(sock))
+        return Listener(sock, _url(sock), ours=False)
     except OSError as exc:
         sock.close()
         raise BindError(f"cannot listen on {address}: {exc.strerror}") from exc

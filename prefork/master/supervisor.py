@@ -30,11 +30,33 @@ from __future__ import annotations
 import enum
 import os
 import signal
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
-from prefork.ipc import Drain, Draining, ExitCode, Failed, Message, Ready
+from prefork.ipc import Drain, Draining, ExitCode, Failed, Ready
+from prefork.master.events import (
+    Action,
+    Closing,
+    Event,
+    Exit,
+    Exited,
+    Fork,
+    Forked,
+    ForkFailed,
+    Kill,
+    Log,
+    Report,
+    Said,
+    Send,
+    Serving,
+    Start,
+    Status,
+    Stop,
+    Tick,
+)
 from prefork.master.slots import MAX_PER_SLOT, Process, Slot, State
+
+if TYPE_CHECKING:
+    from prefork.ipc import Message
 
 LEAVE_WITHIN: Final = 1.0
 """Seconds between asking a process to go at once and SIGKILL."""
@@ -57,138 +79,9 @@ TRANSITIONS: Final[dict[Phase, frozenset[Phase]]] = {
 }
 
 
-# --------------------------------------------------------------------------- events
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Once, at the beginning: the listeners are bound."""
-
-
-@dataclass(frozen=True, slots=True)
-class Forked:
-    """A `Fork` action worked."""
-
-    slot: int
-    pid: int
-
-
-@dataclass(frozen=True, slots=True)
-class ForkFailed:
-    """A `Fork` action did not work: out of memory or of processes."""
-
-    slot: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """A worker sent a message."""
-
-    pid: int
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Exited:
-    """A child was reaped. status: as waitpid(2) returned it. Strangers' children are none of our business."""
-
-    pid: int
-    status: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Somebody wants the service to end. why: the signal's name. now: without waiting for anything."""
-
-    why: str
-    now: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time passed. Due at `next_deadline()`; harmless at any other time."""
-
-
-Event: TypeAlias = Start | Forked | ForkFailed | Said | Exited | Stop | Tick
-
-
-# --------------------------------------------------------------------------- actions
-
-
-@dataclass(frozen=True, slots=True)
-class Fork:
-    """Fork a worker. Must be answered by `Forked` or `ForkFailed` before any other event."""
-
-    slot: int
-    seat: int
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send a message to a worker."""
-
-    pid: int
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """Send a signal to a child that is not reaped yet."""
-
-    pid: int
-    signal: signal.Signals
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    """For the log. level: as in `logging`. text: one line. detail: a traceback or the like, many lines."""
-
-    level: int
-    text: str
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Tell the person who started the service why it did not start. Many lines, printed as they are."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """Every slot has a worker that accepts, for the first time: the service is up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """The number of ready workers changed, or the phase did. One line for systemd and for people."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Closing:
-    """The service begins to end, whatever the reason: no new connections from now on. Sent once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """No child is left. The master returns `code`."""
-
-    code: int
-
-
-Action: TypeAlias = Fork | Send | Kill | Log | Report | Serving | Status | Closing | Exit
-
 _INFO: Final = 20
 _WARNING: Final = 30
 _ERROR: Final = 40
-
-
-# --------------------------------------------------------------------------- the machine
 
 
 class Supervisor:
@@ -375,6 +268,8 @@ class Supervisor:
             case Failed(code=code, text=text) if process.state is State.BOOTING:
                 process.leave(now + LEAVE_WITHIN)
                 self._boot_failed(process, _exit_code(code), text, now)
+            case Failed(text=text) if process.ready_at is not None:
+                self._log(_ERROR, f"{process.name} failed", text.rstrip())
             case Draining(reason=reason) if process.fills:
                 process.drain(now + self._graceful_timeout + LEAVE_WITHIN)
                 slot = self._slots[process.slot]

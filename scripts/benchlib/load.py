@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
+import resource
 import subprocess
 import time
 from pathlib import Path
 
 from . import cases, tools
 from .process import Process, core_seconds
+
+DISTURBED = 0.05
+"""The share of the server's or of wrk's core taken by others above which a sample counts as disturbed.
+
+A core that others use is cold whenever the server gets it back, and a wrk that has to wait sends in bursts or
+leaves the server idle: both make a request dearer, by as much as twice.
+"""
 
 LUA = Path(__file__).parent.parent / "wrk"
 
@@ -51,10 +59,12 @@ def measure(
     server: Process, case: cases.Case, port: int, seconds: int, server_core: int | None, core: int | None
 ) -> dict[str, float]:
     """One sample: load for `seconds` by wrk on `core`, and what it cost the server on its own."""
-    worked, cpu, start = core_seconds(server_core), server.cpu_seconds(), time.monotonic()
+    start, cpu, cpu_wrk = time.monotonic(), server.cpu_seconds(), _ended_children()
+    worked, worked_wrk = core_seconds(server_core), core_seconds(core)
     counts = run_wrk(case, port, seconds, core)
     elapsed = time.monotonic() - start
-    cpu, worked = server.cpu_seconds() - cpu, core_seconds(server_core) - worked
+    cpu, cpu_wrk = server.cpu_seconds() - cpu, _ended_children() - cpu_wrk
+    others = max(core_seconds(server_core) - worked - cpu, core_seconds(core) - worked_wrk - cpu_wrk, 0.0)
     requests: float = counts["requests"]
     size = counts["bytes"] / requests
     if case.by_bytes:
@@ -71,7 +81,13 @@ def measure(
         "pss_mib": round(server.pss() / (1 << 20), 2),
         # Near 1.0 the server was the bottleneck; far below, it waited for wrk (or stalled).
         "busy": round(cpu / elapsed, 3),
-        # What others took of the server's core: it is cold whenever the server gets it back.
-        "others": round(max(0.0, worked - cpu) / elapsed, 3) if server_core is not None else 0.0,
+        # What others took of the server's core, or of wrk's, whichever is more.
+        "others": round(others / elapsed, 3) if None not in (server_core, core) else 0.0,
         "requests": round(requests),
     }
+
+
+def _ended_children() -> float:
+    """User and system time of this process's children that have ended: wrk is among them, not the server."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

@@ -45,6 +45,11 @@ class Process:
 
         def prepare() -> None:
             os.sched_setaffinity(0, cores)
+            nice = os.getpriority(os.PRIO_PROCESS, 0)
+            if nice:
+                # Where the kernel groups processes by session, it is the groups that compete.
+                with contextlib.suppress(OSError):
+                    Path("/proc/self/autogroup").write_text(str(nice))
             _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
         self.started = time.monotonic()
@@ -125,7 +130,7 @@ def pss(pid: int) -> int:
 
 
 def core_seconds(core: int | None) -> float:
-    """Time that a core has worked since the machine started, for whomever; of the machine if `core` is None."""
+    """Time that a core (None: all of them) has worked since the machine started, for whomever."""
     name = "cpu" if core is None else f"cpu{core}"
     for line in Path("/proc/stat").read_text().splitlines():
         if line.startswith(f"{name} "):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .cases import CASES
+from .load import DISTURBED
 from .peers import PEERS
-from .runner import DISTURBED
-from .targets import best_python_peer, describe, judge, median
+from .targets import best_python_peer, describe, judge, median, samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -51,7 +51,7 @@ def ratio(ours: float | None, theirs: float | None) -> str:
 
 def spread(results: dict[str, Any], case: str, peer: str, figure: str) -> list[str]:
     """The least and the greatest sample, as distances from the median in per cent."""
-    values = [sample[figure] for sample in results["cases"][case][peer]["rounds"]]
+    values = samples(results, case, peer, figure)
     middle = median(results, case, peer, figure)
     if not middle:
         return ["", ""]
@@ -118,7 +118,7 @@ def setting(results: dict[str, Any]) -> str:
 
 
 def disturbance(results: dict[str, Any]) -> str:
-    """A warning when other work ran on the server's core; empty when the run was quiet."""
+    """A warning when other work ran on the two cores; empty when the run was quiet."""
     taken = [
         sample["others"]
         for case in results["cases"].values()
@@ -130,8 +130,9 @@ def disturbance(results: dict[str, Any]) -> str:
     if not disturbed:
         return ""
     return (
-        f"DISTURBED: in {disturbed} of {len(taken)} samples other work took more than {DISTURBED:.0%} of the "
-        f"server's core (at most {max(taken):.0%}); cold caches cost requests up to twice as much, unevenly"
+        f"DISTURBED: in {disturbed} of {len(taken)} samples other work took more than {DISTURBED:.0%} of one "
+        f"of the cores (at most {max(taken):.0%}). That makes requests dearer, unevenly: trust the least "
+        "samples more than the medians, or run again when the machine is quiet."
     )
 
 

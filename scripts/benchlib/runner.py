@@ -27,9 +27,6 @@ from . import cases, load, special, tools
 from .peers import PEERS, Peer
 from .process import Process
 
-DISTURBED = 0.05
-"""The share of the server's core taken by others above which a sample counts as disturbed."""
-
 
 @dataclasses.dataclass(slots=True, kw_only=True, frozen=True)
 class Plan:
@@ -121,7 +118,7 @@ def _sample(plan: Plan, kit: tools.Kit, entrant: Entrant, number: int, results: 
         try:
             sample = _measure(plan, kit, entrant, log)
             for _ in range(plan.patience):
-                if sample.get("others", 0.0) <= DISTURBED:
+                if sample.get("others", 0.0) <= load.DISTURBED:
                     break
                 sample = min(sample, _measure(plan, kit, entrant, log), key=lambda taken: taken["others"])
         except (cases.WrongAnswer, load.LoadFailed, tools.Missing, OSError, ValueError) as error:

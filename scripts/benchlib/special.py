@@ -11,7 +11,6 @@ from .process import Process, pss
 
 IDLE_CONNECTIONS = 8000
 _IP_BIND_ADDRESS_NO_PORT = 24
-_WARM = 200
 
 
 def connect(port: int, number: int) -> socket.socket:
@@ -57,20 +56,18 @@ def _settled_pss(server: Process) -> int:
 def idle(server: Process, port: int) -> dict[str, float]:
     """PSS per idle keep-alive connection, each of which has had one request answered.
 
-    A first few connections come and go before the base is taken, so that what a server allocates once does
-    not count. At the end the connections must all be open still, and a sample of them must answer again.
+    It is the growth from a quarter of the connections to all of them: what a server allocates once does not
+    count, nor does memory that it had freed before and kept help it. At the end the connections must all be
+    open still, and a sample of them must answer again.
     """
     count = min(IDLE_CONNECTIONS, tools.open_files_limit() - 500)
-    warm = [connect(port, number) for number in range(_WARM)]
-    for number, conn in enumerate(warm):
-        _ask(conn, number)
-    for conn in warm:
-        conn.close()
-    base = _settled_pss(server)
     conns: list[socket.socket] = []
+    base = 0
     try:
         poll = select.poll()
         for number in range(count):
+            if number == count // 4:
+                base = _settled_pss(server)
             conn = connect(port, number)
             conns.append(conn)
             _ask(conn, number)
@@ -86,7 +83,7 @@ def idle(server: Process, port: int) -> dict[str, float]:
         for conn in conns:
             conn.close()
     return {
-        "kib_per_connection": round((grown - base) / count / 1024, 3),
+        "kib_per_connection": round((grown - base) / (count - count // 4) / 1024, 3),
         "connections": count,
         "pss_mib": round(grown / (1 << 20), 2),
     }

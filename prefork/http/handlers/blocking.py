@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefork.http.errors import LocalProtocolError
 from prefork.http.handler import DONE
-from prefork.http.server.response_writer import WriterWrapper
+from prefork.http.server.wrapper import WriterWrapper
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator

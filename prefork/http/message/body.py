@@ -169,7 +169,7 @@ class Body:
 
     async def _read_all(self) -> bytes:
         limit = self.limit
-        if limit is not None and self.content_length > limit:
+        if limit is not None and self.content_length > limit and not self._closed:
             raise self._too_large(limit)
         self._whole = True
         try:
@@ -180,7 +180,7 @@ class Body:
         finally:
             self._whole = False
         if self._closed:
-            raise _read_on_closed()
+            raise self._read_on_closed()
         if limit is not None and self._taken + self._buffered > limit:
             raise self._too_large(limit)
         if self._error is not None:
@@ -196,7 +196,7 @@ class Body:
         """The next piece as it was received, b"" at the end."""
         while not self._pieces:
             if self._closed:
-                raise _read_on_closed()
+                raise self._read_on_closed()
             if self._complete:
                 if self._error is not None:
                     raise self._error
@@ -233,15 +233,18 @@ class Body:
         if self._source is not None:
             self._source.body_refused()
         self.close()
-        return MaxBytesError(limit, self.limit_name)
+        self._error = error = MaxBytesError(limit, self.limit_name)
+        self._complete = True  # as far as any reader will ever know
+        return error
+
+    def _read_on_closed(self) -> Exception:
+        if isinstance(self._error, MaxBytesError):
+            return self._error  # Go: it stays, whoever reads again
+        return LocalProtocolError(
+            "http: invalid Read on closed Body: it was closed, or given up when the response header was sent "
+            "(read it first, or call w.enable_full_duplex() to read while writing)"
+        )
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "complete" if self._complete else "open"
         return f"<Body {state} {self._taken} read, {self._buffered} waiting>"
-
-
-def _read_on_closed() -> LocalProtocolError:
-    return LocalProtocolError(
-        "http: invalid Read on closed Body: it was closed, or given up when the response header was sent "
-        "(read it first, or call w.enable_full_duplex() to read while writing)"
-    )

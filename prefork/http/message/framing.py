@@ -81,7 +81,7 @@ class ChunkedDecoder:
 
     def __init__(self, *, max_trailer_bytes: int = 64 * 1024, max_trailer_lines: int = 500) -> None:
         self._state = _State.SIZE
-        self._line = b""  # the start of a line whose end has not come yet
+        self._line = bytearray()  # the start of a line whose end has not come yet
         self._remaining = 0
         self._excess = 0
         self._max_trailer_bytes = max_trailer_bytes
@@ -113,20 +113,22 @@ class ChunkedDecoder:
                 pos += len(got)
                 self._line += got
                 if len(self._line) == 2:
-                    self._line = b""
+                    self._line.clear()
                     self._state = _State.SIZE
             else:
                 limit = MAX_CHUNK_LINE if state is _State.SIZE else self._max_trailer_bytes
                 newline = data.find(b"\n", pos)
                 stop = newline + 1 if newline >= 0 else end
-                if len(self._line) + stop - pos > limit + 2:
+                old = len(self._line)
+                if old + stop - pos > limit + 2:
                     raise RemoteProtocolError("header line too long")
                 self._line += data[pos:stop]
                 pos = stop
+                self._check_line(old)
                 if newline < 0:
-                    self._check_partial_line()
                     break
-                line, self._line = self._line, b""
+                line = bytes(self._line)
+                self._line.clear()
                 if line[-2:] != b"\r\n":
                     raise RemoteProtocolError("chunked line ends with bare LF")
                 if state is _State.SIZE:
@@ -138,12 +140,16 @@ class ChunkedDecoder:
                     break
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _check_partial_line(self) -> None:
-        """Refuse a line early when no end of it could make it right."""
-        if b"\r" in self._line[:-1]:
+    def _check_line(self, old: int) -> None:
+        """Refuse a line, or its beginning, that no end can make right; bytes before `old` were checked.
+
+        So a wrong line is refused for the same reason in however many pieces it comes.
+        """
+        line = self._line
+        if not old and self._state is _State.SIZE and line[0] not in b"0123456789abcdefABCDEF":
+            raise RemoteProtocolError(_why_no_size(line[:1]))
+        if line.find(b"\r", max(0, old - 1), -2 if line.endswith(b"\n") else -1) >= 0:
             raise RemoteProtocolError("invalid CR in chunked line")
-        if self._state is _State.SIZE and self._line[:1] not in b"0123456789abcdefABCDEF":
-            raise RemoteProtocolError("invalid byte in chunk length")
 
     def _chunk_line(self, line: bytes) -> None:
         match = _size_line(line)
@@ -183,13 +189,13 @@ class ChunkedDecoder:
         return False
 
 
-def _why_no_size(line: bytes) -> str:
-    if b"\r" in line:
-        return "invalid CR in chunked line"
-    size = line.partition(b";")[0]
+def _why_no_size(line: bytes | bytearray) -> str:
+    size = line.partition(b";")[0].rstrip(b"\r\n")
+    if not size:
+        return "empty hex number for chunk length"
     if len(size) > 16 and size.isalnum():
         return "http chunk length too large"
-    return "invalid byte in chunk length" if size else "malformed chunked encoding"
+    return "invalid byte in chunk length"
 
 
 def format_chunk(size: int) -> bytes:

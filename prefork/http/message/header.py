@@ -94,7 +94,7 @@ class Header:
             self._unshare()
         if value is None:
             self._fields[canonical_header_key(name)] = []
-        elif type(value) is str:
+        elif isinstance(value, str):
             self._fields[canonical_header_key(name)] = [value]
         else:
             raise TypeError(f"header {name!r}: the value must be str or None, not {type(value).__name__}")

@@ -8,6 +8,7 @@ made from it the first time somebody asks.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import json
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from prefork.http.message.multipart import MultipartForm
+
+
+# Codecs of Python's that are no charset of any text. The client names it: punycode takes quadratic time.
+_NO_CHARSETS = frozenset({"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"})
 
 
 class RequestOwner(Protocol):
@@ -111,6 +116,7 @@ class Request:
         "_extra",
         "_head",
         "_header",
+        "_is_usual",
         "_owner",
         "_path_values",
         "_plain_path",
@@ -130,6 +136,7 @@ class Request:
     close: bool
     pattern: str
     _plain_path: str | None  # the path when the target is origin-form without escapes: what a mux looks up
+    _is_usual: bool  # received with HTTP/1.1, and neither HEAD nor CONNECT: the answer may take the short way
     _path_values: dict[str, str] | None
     _head: str  # the received head, "" on a request made by a program
     _header: Header | None
@@ -157,6 +164,7 @@ class Request:
         self.close = False
         self.pattern = ""
         self._plain_path = None
+        self._is_usual = False
         self._path_values = None
         self._head = ""
         self._header = header if isinstance(header, Header) else Header(header)
@@ -181,6 +189,7 @@ class Request:
         url = self._url
         if url is None:
             url = self._url = _parse_target(self.method, self.request_uri)
+        self._plain_path = None  # whoever has the URL may change its path
         return url
 
     @url.setter
@@ -246,11 +255,21 @@ class Request:
     def path_value(self, name: str) -> str:
         """What the wildcard `{name}` of the matched pattern stood for, unescaped; "" if there is none."""
         values = self._path_values
-        return values.get(name, "") if values else ""
+        if values and name in values:
+            return values[name]
+        if self._extra is not None and "path_values" in self._extra:
+            return str(self._extra["path_values"].get(name, ""))
+        return ""
 
     def set_path_value(self, name: str, value: str) -> None:
-        """Set what `path_value(name)` returns: for routers other than ServeMux."""
-        self._path_values = {**(self._path_values or {}), name: value}
+        """Set what `path_value(name)` returns: for routers other than ServeMux.
+
+        A value that a ServeMux has matched is replaced; others survive the match of another mux.
+        """
+        if self._path_values and name in self._path_values:
+            self._path_values[name] = value
+        else:
+            self._more().setdefault("path_values", {})[name] = value
 
     # Header fields with a meaning.
 
@@ -317,8 +336,10 @@ class Request:
                 charset = value.strip(OWS).strip('"')
         data = await self.body.read()
         try:
+            if codecs.lookup(charset).name in _NO_CHARSETS:
+                raise LookupError
             return data.decode(charset, "replace")
-        except LookupError:
+        except (LookupError, ValueError):  # ValueError: the name cannot even be looked up
             raise StatusError(415, f"unknown charset {charset!r}") from None
 
     async def json(self) -> Any:
@@ -328,6 +349,8 @@ class Request:
             return json.loads(data)
         except ValueError as error:
             raise StatusError(400, f"the request body is not valid JSON: {error}") from None
+        except RecursionError:
+            raise StatusError(400, "the request body is not valid JSON: nested too deeply") from None
 
     # Forms.
 
@@ -490,6 +513,8 @@ class Request:
                     extra[form] = {name: list(values) for name, values in extra[form].items()}
             if "trailer" in extra:
                 extra["trailer"] = extra["trailer"].clone()
+            if "path_values" in extra:
+                extra["path_values"] = dict(extra["path_values"])
         return copy
 
     def __repr__(self) -> str:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+import socket
 from typing import TYPE_CHECKING, Any
 
 from prefork.http.server.clock import NEVER
 
 if TYPE_CHECKING:
     import logging
-    import socket
     from collections.abc import Callable, Coroutine, Sequence
 
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -30,6 +30,28 @@ _CONNECTION_FAILED = (
 )
 
 _DRAIN_LIMIT = 65536  # no listen queue is longer
+
+
+class _Listener:
+    """A listening socket, and a cheap way to accept from it.
+
+    `socket.accept` makes a `socket.socket`, whose family and type are converted to enums each
+    time somebody looks, which costs more than the system call. The C class it is built on
+    (`socket.SocketType`) is all that a transport needs.
+    """
+
+    __slots__ = ("_accept", "_family", "_type", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self._accept = sock._accept  # type: ignore[attr-defined]  # what socket.accept calls
+        self._family = int(sock.family)
+        self._type = int(sock.type)
+
+    def accept(self) -> Any:
+        fd, _ = self._accept()
+        return socket.SocketType(self._family, self._type, 0, fd)
 
 
 class Acceptor:
@@ -52,7 +74,7 @@ class Acceptor:
         gate: Callable[[], float] | None,
         is_full: Callable[[], bool],
     ) -> None:
-        self._socks = list(socks)
+        self._listeners = [_Listener(sock) for sock in socks]
         self._factory = factory
         self._loop = loop
         self._log = log
@@ -63,19 +85,17 @@ class Acceptor:
         self._stopped = False
         self._starting: set[asyncio.Future[Any]] = set()
         self._complained_at = -NEVER
-        for sock in self._socks:
-            sock.setblocking(False)
         self._watch()
 
     def _watch(self) -> None:
-        for sock in self._socks:
-            self._loop.add_reader(sock, self._readable, sock)
+        for listener in self._listeners:
+            self._loop.add_reader(listener.sock, self._readable, listener)
 
     def _unwatch(self) -> None:
-        for sock in self._socks:
-            self._loop.remove_reader(sock)
+        for listener in self._listeners:
+            self._loop.remove_reader(listener.sock)
 
-    def _readable(self, sock: socket.socket) -> None:
+    def _readable(self, listener: _Listener) -> None:
         # One at a time: the loop comes back at once if there is more, a second try that finds nothing
         # costs a system call and an exception, and siblings get their share of a burst.
         if self._is_full():
@@ -84,12 +104,12 @@ class Acceptor:
         elif self._gate is not None and (pause := self._gate()) > 0.0:
             self._step_back(pause)
         else:
-            self._accept(sock)
+            self._accept(listener)
 
-    def _accept(self, sock: socket.socket) -> bool:
+    def _accept(self, listener: _Listener) -> bool:
         """Accept one connection; whether another try makes sense."""
         try:
-            connection, _ = sock.accept()
+            connection = listener.accept()
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
@@ -157,12 +177,12 @@ class Acceptor:
             )
 
     def drain(self) -> None:
-        """Take what is queued now, whatever the gate says, and stop."""
+        """Take what is queued now, whatever the gate and the limit say, and stop: what stays is reset."""
         if not self._stopped:
             self.stop()
-            for sock in self._socks:
+            for listener in self._listeners:
                 for _ in range(_DRAIN_LIMIT):
-                    if self._is_full() or not self._accept(sock):
+                    if not self._accept(listener):
                         break
 
     def stop(self) -> None:

@@ -35,7 +35,9 @@ class BlockedLoopWatch:
     loop; `stop` ends both and waits for the thread.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, log: logging.Logger, threshold: float = THRESHOLD) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, log: logging.Logger, threshold: float = THRESHOLD
+    ) -> None:
         self._loop = loop
         self._log = log
         self._threshold = threshold

@@ -31,14 +31,14 @@ from prefork.http.errors import (
     StatusError,
 )
 from prefork.http.handler import DONE
-from prefork.http.message.body import Body
 from prefork.http.handlers import replies
-from prefork.http.message.framing import ChunkedDecoder, format_chunk, is_trailer_name
+from prefork.http.message.framing import format_chunk
 from prefork.http.message.request import Notice
 from prefork.http.message.status import status_line, status_text
 from prefork.http.server.access import AccessRecord
 from prefork.http.server.clock import NEVER
-from prefork.http.server.head import CHUNKED, announced_trailers
+from prefork.http.server.eager import HandlerExit, is_ignored
+from prefork.http.server.incoming import Incoming
 from prefork.http.server.response_writer import ResponseWriter
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ MAX_DISCARD = 256 * 1024
 
 MAX_PIPELINED = 64 * 1024
 """Bytes of later requests kept while a handler runs; then the socket is not read."""
+
+MAX_BLANKS = 4
+"""CR and LF that are ignored behind a POST."""
 
 INLINE_REQUESTS = 32
 """Pipelined requests served in one go before other connections get their turn."""
@@ -114,24 +117,21 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_active",
-        "_body",
+        "_blanks",
         "_buffer",
-        "_continue_due",
-        "_decoder",
-        "_discarded",
         "_disconnected",
         "_eof",
         "_fresh",
         "_head_begun",
         "_hijacked",
+        "_incoming",
+        "_lingered",
         "_lost",
         "_out",
         "_out_size",
         "_paused",
         "_peer",
         "_reading",
-        "_remaining",
-        "_request",
         "_started_at",
         "_streaming",
         "_task",
@@ -155,6 +155,7 @@ class Connection(asyncio.Protocol):
         # Input.
         self._reading: int = HEAD
         self._buffer: bytearray | None = None  # received, not yet understood
+        self._blanks = 0  # CR and LF that may still stand before the next head
         self._head_begun = False  # part of a head is in the buffer, and its deadline runs
         self._active = False  # the conn_state hook has been told of this request
         self._paused = False
@@ -169,13 +170,8 @@ class Connection(asyncio.Protocol):
         self._disconnected: Notice | None = None
         self._hijacked: asyncio.StreamReader | None = None
         self.full_duplex = False
-        # Its body, while that is being received.
-        self._request: Request | None = None
-        self._body: Body | None = None
-        self._decoder: ChunkedDecoder | None = None
-        self._remaining = 0  # bytes of a Content-Length body to come
-        self._discarded = 0
-        self._continue_due = False
+        self._lingered = 0  # bytes dropped since the last answer
+        self._incoming: Incoming | None = None  # its body, while that is being received
         # Output.
         self._out: list[bytes] = []  # written, not yet given to the transport
         self._out_size = 0
@@ -195,12 +191,6 @@ class Connection(asyncio.Protocol):
         if server.conn_state is not None:
             server.conn_state(self, ConnState.NEW)
 
-    def data_received(self, data: bytes) -> None:
-        if self._reading == HEAD and self._buffer is None:
-            self._serve(data)
-        else:
-            self._receive(data)
-
     def _receive(self, data: bytes) -> None:
         """Received bytes that are not the beginning of a request."""
         reading = self._reading
@@ -211,8 +201,8 @@ class Connection(asyncio.Protocol):
         elif reading == AHEAD:
             self._keep(data)
         elif reading == LINGERING:
-            self._discarded += len(data)
-            if self._discarded > LINGER_BYTES:
+            self._lingered += len(data)
+            if self._lingered > LINGER_BYTES:
                 self._close()
 
     def eof_received(self) -> bool:
@@ -222,12 +212,14 @@ class Connection(asyncio.Protocol):
             self._break_body(
                 RemoteProtocolError("unexpected EOF: the client ended the request body too early")
             )
+        self._tell_gone()
         if self._writer is not None:
-            self._tell_gone()
-        elif self._reading == HEAD and self._buffer:
-            self._head_cut_short()
-        else:
+            pass  # its answer is still wanted
+        elif self._reading != HEAD or not self._buffer:
             self._close()
+        elif self._head_begun:
+            self._head_cut_short()
+        # Else whole requests wait for their turn.
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -238,11 +230,10 @@ class Connection(asyncio.Protocol):
         self._out_size = 0
         self.deadline = self.write_deadline = NEVER
         self._cancel_timers()
-        if self._body is not None:
-            self._body.feed_error(
-                RemoteProtocolError("the connection was lost while the request body was read")
-            )
-            self._body = None
+        if self._incoming is not None:
+            lost = RemoteProtocolError("the connection was lost while the request body was read")
+            self._incoming.body.feed_error(lost)
+            self._incoming = None
         if self._unwritable is not None and not self._unwritable.done():
             self._unwritable.set_exception(_gone())
             self._unwritable.exception()  # seen: whoever awaits it gets it, but nobody has to
@@ -267,8 +258,11 @@ class Connection(asyncio.Protocol):
 
     # Heads.
 
-    def _serve(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:
         """Serve every complete request in `data`, keep the rest."""
+        if self._reading != HEAD or self._buffer is not None or self._write_blocked:
+            self._receive(data)
+            return
         server = self.server
         scan = server.scanner.scan
         limit = server.max_header_bytes
@@ -286,6 +280,10 @@ class Connection(asyncio.Protocol):
             try:
                 r = scan(head, self)
             except RemoteProtocolError as error:
+                start = self._skip_blank(data, pos)
+                if start > pos:
+                    pos = start
+                    continue
                 self._refuse(error)
                 break
             pos = end
@@ -295,13 +293,15 @@ class Connection(asyncio.Protocol):
                 data = self._begin_body(r, data[pos:])
                 pos = 0
                 size = len(data)
+            if r.method == "POST":
+                self._blanks = MAX_BLANKS
+            elif self._blanks:
+                self._blanks = 0
             self._dispatch(r)
             if self._reading != HEAD:
                 if pos < size:
                     self._keep(data[pos:])
                 break
-            if r.method == "POST":
-                pos = _skip_blank(data, pos)
             if pos == size:
                 break
             served += 1
@@ -318,6 +318,8 @@ class Connection(asyncio.Protocol):
             self._out_size = 0
         elif out:
             self.flush()
+        if self._eof and self._reading == HEAD and self._buffer is None:
+            self._close()
 
     def _next(self) -> None:
         """Go on with bytes that have waited, if it is their turn."""
@@ -332,7 +334,9 @@ class Connection(asyncio.Protocol):
             self._buffer = None
             if self._paused:
                 self._resume()
-            self._serve(bytes(buffer))
+            self.data_received(bytes(buffer))
+        elif self._eof and buffer is None and self._reading == HEAD and self._writer is None:
+            self._close()
 
     def _keep(self, data: bytes) -> None:
         """Bytes of later requests: they wait, up to a limit, until this one is answered."""
@@ -348,6 +352,7 @@ class Connection(asyncio.Protocol):
 
     def _begin_head(self, partial: bytearray) -> None:
         """The beginning of a head: from now on the rest has head_timeout, however it drips."""
+        del partial[: self._skip_blank(partial, 0)]
         if partial:
             self._buffer = partial
             self._head_begun = True
@@ -355,14 +360,24 @@ class Connection(asyncio.Protocol):
             self._activate()
             self._check_partial(0)
 
+    def _skip_blank(self, data: bytes | bytearray, pos: int) -> int:
+        """Step over the CR and LF behind a POST which old clients send (Go does so too)."""
+        while self._blanks and data[pos : pos + 1] in (b"\r", b"\n"):
+            self._blanks -= 1
+            pos += 1
+        return pos
+
     def _continue_head(self, data: bytes) -> None:
         buffer = self._buffer
-        assert buffer is not None
+        if buffer is None:  # the client does not read its answers: it gets no more until it does
+            buffer = self._buffer = bytearray()
         old = len(buffer)
         buffer += data
         # Only what is new is searched: a head that drips in must not be searched from its start each time.
         if not self._head_begun or buffer.find(b"\r\n\r\n", max(0, old - 3)) >= 0:
             self._head_begun = False
+            if self._write_blocked and len(buffer) > MAX_PIPELINED:
+                self._pause()
             self._next()
         else:
             self._check_partial(old)
@@ -413,32 +428,21 @@ class Connection(asyncio.Protocol):
 
     def _begin_body(self, r: Request, data: bytes) -> bytes:
         """Get ready for the body of `r`, take what of it is in `data`, return what is behind it."""
-        server = self.server
-        length = r.content_length
-        self._request = r
-        self._body = r._body = Body(self, length, server.max_body_bytes)
-        self._continue_due = server.scanner.expects_continue
-        self._discarded = 0
-        self.full_duplex = False
+        self._incoming = Incoming(self, r, self.server)
         self._reading = BODY
         self.deadline = NEVER  # until somebody reads it
-        if length == CHUNKED:
-            self._decoder = ChunkedDecoder(
-                max_trailer_bytes=server.max_header_bytes, max_trailer_lines=server.max_header_values
-            )
-            for name in announced_trailers(r.header.values("Trailer")):
-                r.trailer[name] = None
-        else:
-            self._remaining = length
-        if server.read_timeout is not None:
-            self.set_read_deadline(server.read_timeout)
+        self.full_duplex = False
+        if self.server.read_timeout is not None:
+            self.set_read_deadline(self.server.read_timeout)
         return self._take_body(data) if data else b""
 
     def _receive_body(self, data: bytes) -> None:
+        incoming = self._incoming
+        assert incoming is not None
         if self._writer is None:
             # Its handler is done and did not want it.
-            self._discarded += len(data)
-            if self._discarded > MAX_DISCARD:
+            incoming.discarded += len(data)
+            if incoming.discarded > MAX_DISCARD:
                 self._end(linger=True)
                 return
         elif self.deadline != NEVER:
@@ -447,57 +451,37 @@ class Connection(asyncio.Protocol):
         if self._reading == HEAD:
             self._idle()
             if rest:
-                self._serve(rest)
+                self.data_received(rest)
         elif rest:
             self._keep(rest)
 
     def _take_body(self, data: bytes) -> bytes:
-        """Feed the body; the bytes behind it when it is complete, else b""."""
-        body = self._body
-        assert body is not None
-        self._continue_due = False  # the client did not wait for it
-        decoder = self._decoder
-        rest = b""
-        if decoder is not None:
-            try:
-                piece = decoder.feed(data)
-            except RemoteProtocolError as error:
-                self._break_body(error)
-                return b""
-            if piece and body.feed(piece):
-                self._pause()
-            if not decoder.done:
-                return b""
-            rest = decoder.rest
-            assert self._request is not None
-            for name, value in decoder.trailer_lines:
-                if is_trailer_name(name):
-                    self._request.trailer.add(name, value)
-        elif len(data) < self._remaining:
-            self._remaining -= len(data)
-            if body.feed(data):
+        """Take bytes of the body; those behind it when it is complete, else b""."""
+        incoming = self._incoming
+        assert incoming is not None
+        try:
+            complete = incoming.take(data)
+        except RemoteProtocolError as error:
+            self._break_body(error)
+            return b""
+        if not complete:
+            if incoming.full:
                 self._pause()
             return b""
-        elif len(data) == self._remaining:
-            body.feed(data)
-        else:
-            body.feed(data[: self._remaining])
-            rest = data[self._remaining :]
-        body.feed_end()
         self._forget_body()
         self._reading = HEAD if self._writer is None else AHEAD
-        return rest
+        return incoming.rest
 
     def _forget_body(self) -> None:
-        self._body = self._decoder = self._request = None
+        self._incoming = None
         self._cancel_timers("read")
         if self._paused:
             self._resume()
 
     def _break_body(self, error: Exception) -> None:
         """The rest of the body will not come, or cannot be understood."""
-        body = self._body
-        assert body is not None
+        assert self._incoming is not None
+        body = self._incoming.body
         self._forget_body()
         self._reading = DEAF
         if body.closed and self._writer is None:
@@ -508,16 +492,16 @@ class Connection(asyncio.Protocol):
     @property
     def body_is_complete(self) -> bool:
         """Whether the current request's body has been received whole and in order."""
-        return self._body is None and self._reading != DEAF
+        return self._incoming is None and self._reading != DEAF
 
     # What a Body asks (BodySource).
 
     def body_wanted(self) -> None:
         self.deadline = self.server.clock.after(self.server.body_idle_timeout)
-        if self._continue_due:
-            self._continue_due = False
-            writer = self._writer
-            if writer is not None and not writer.header_on_wire:
+        incoming = self._incoming
+        if incoming is not None and incoming.continue_due:
+            incoming.continue_due = False
+            if self._writer is not None and not self._writer.header_on_wire:
                 self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         if self._out:
             self.flush()
@@ -525,7 +509,8 @@ class Connection(asyncio.Protocol):
             self._resume()
 
     def body_taken(self) -> None:
-        self.deadline = NEVER
+        if self._writer is not None:  # else the reader has outlived its handler, and the clock is another's
+            self.deadline = NEVER
 
     def body_refused(self) -> None:
         if self._reading == BODY:
@@ -566,6 +551,8 @@ class Connection(asyncio.Protocol):
         self._task = None
         error = _cancelled(task) if task.cancelled() else task.exception()
         if error is None:
+            if is_ignored(task.result()):
+                self.server.returned_value(w.request)
             self._finished(w)
         else:
             self._failed(w, error)
@@ -578,9 +565,16 @@ class Connection(asyncio.Protocol):
         server = self.server
         server.requests += 1
         self._writer = None
+        if self._timers:
+            self._cancel_timers()  # what this handler has set must not strike the next
         if w.request._extra is not None:
             w.request.release()
-        answer = w.usual_answer() if self._reading != GONE else None
+        try:
+            answer = w.usual_answer() if self._reading != GONE else None
+        except Exception as error:
+            self._writer = w
+            self._failed(w, error)
+            return
         if answer is None:
             self._finish_unusual(w)
             return
@@ -595,8 +589,6 @@ class Connection(asyncio.Protocol):
         self.deadline = server.clock.idle_deadline
         if self._active:
             self._idle()
-        elif self._eof and self._buffer is None:
-            self._close()
 
     def _finish_unusual(self, w: ResponseWriter) -> None:
         if self._reading == GONE:
@@ -631,6 +623,8 @@ class Connection(asyncio.Protocol):
         server = self.server
         r = w.request
         gone = self._reading == GONE
+        if isinstance(error, HandlerExit) and error.__cause__ is not None:
+            error = error.__cause__
         if isinstance(error, StatusError):
             status, text = error.status, error.text or status_text(error.status)
         elif isinstance(error, RemoteProtocolError) and error.status_hint:
@@ -667,12 +661,11 @@ class Connection(asyncio.Protocol):
 
     def _discard_body(self) -> bool:
         """Read on over the unread rest of the body, if it is worth it: the next request is behind it."""
-        body = self._body
-        assert body is not None
-        body.close()
-        if self._continue_due or self._remaining > MAX_DISCARD or self._eof:
+        incoming = self._incoming
+        assert incoming is not None
+        incoming.body.close()
+        if self._eof or not incoming.is_worth_reading(MAX_DISCARD):
             return False
-        self._discarded = 0
         self.deadline = self.server.clock.after(self.server.body_idle_timeout)
         if self._paused:
             self._resume()
@@ -690,9 +683,12 @@ class Connection(asyncio.Protocol):
         must = not self.server.keep_alive or self._reading == DEAF
         body = w.request._body
         if body is not None and w.request.content_length and not self.full_duplex:
-            if self._body is not None and (self._continue_due or self._remaining >= MAX_DISCARD):
+            incoming = self._incoming
+            if incoming is not None and not incoming.is_worth_reading(MAX_DISCARD - 1):
                 must = True
             body.close()
+            if self._paused and incoming is not None:
+                self._resume()
         return must
 
     def send(self, data: bytes) -> None:
@@ -728,6 +724,9 @@ class Connection(asyncio.Protocol):
         else:
             self._begin_streaming(transport)
             transport.writelines(out)
+            if not self._write_blocked and transport.get_write_buffer_size() > WRITE_HIGH_WATER:
+                # The writelines of asyncio in CPython 3.12 and 3.13.0 forgets to look; this looks again.
+                transport.set_write_buffer_limits(WRITE_HIGH_WATER, WRITE_LOW_WATER)
 
     def _begin_streaming(self, transport: asyncio.Transport) -> None:
         # uvloop's own low-water mark is a few bytes: every wait would drain the pipe.
@@ -747,8 +746,8 @@ class Connection(asyncio.Protocol):
         return waiter
 
     def informational_sent(self, status: int) -> None:
-        if status == 100:
-            self._continue_due = False
+        if status == 100 and self._incoming is not None:
+            self._incoming.continue_due = False
 
     def hijack(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         transport = self.transport
@@ -763,19 +762,22 @@ class Connection(asyncio.Protocol):
         self.deadline = self.write_deadline = NEVER
         self._cancel_timers()
         waiting = bytes(self._buffer or b"")
-        self._body = self._buffer = None
-        self._out.clear()
-        self._out_size = 0
+        self._incoming = self._buffer = None
+        self.flush()  # answers to earlier requests, and what the handler has flushed
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
+        if self._write_blocked:
+            protocol.pause_writing()
+        if self._paused:
+            self._resume()
         if waiting:
             reader.feed_data(waiting)
         if self._eof:
             reader.feed_eof()
-        if self._paused:
-            self._resume()
         if self.server.conn_state is not None:
             self.server.conn_state(self, ConnState.HIJACKED)
+        _ = self.remote_addr  # known from now on
+        self.transport = None  # the handler's: nothing here may touch it any more
         self.server.connection_closed(self, busy=True)
         return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
@@ -826,16 +828,29 @@ class Connection(asyncio.Protocol):
         if not linger or self._eof:
             self._close()
             return
-        if self._body is not None:
-            self._body.close()
+        if self._incoming is not None:
+            self._incoming.body.close()
             self._forget_body()
         self._reading = LINGERING
         self._buffer = None
-        self._discarded = 0
+        self._lingered = 0
         if self._paused:
             self._resume()
-        self.deadline = self.server.clock.after(LINGER)
+        self.deadline = NEVER
+        self._set_timer("linger", LINGER, self._stop_lingering)
         transport.write_eof()
+
+    def _stop_lingering(self) -> None:
+        """The client has had its time; output that it has not taken yet keeps its own deadline."""
+        transport = self.transport
+        if transport is None:
+            return
+        if transport.get_write_buffer_size():
+            if self.write_deadline == NEVER:
+                self._watch_write()
+            self._set_timer("linger", LINGER, self._stop_lingering)
+        else:
+            self._close()
 
     def _close(self) -> None:
         """Close when the output is written."""
@@ -902,10 +917,13 @@ class Connection(asyncio.Protocol):
             return
         if self.write_deadline <= now:
             unwritten = transport.get_write_buffer_size()
-            if unwritten and unwritten >= self._write_mark:
+            if not unwritten:
+                self.write_deadline = NEVER
+            elif unwritten >= self._write_mark:
                 self.abort()
                 return
-            self._watch_write()
+            else:
+                self._watch_write()
         if self.deadline > now:
             return
         self.deadline = NEVER
@@ -914,10 +932,13 @@ class Connection(asyncio.Protocol):
             self._break_body(
                 HTTPTimeout(f"no byte of the request body came for {seconds} s (body_idle_timeout)")
             )
-        elif self._reading == HEAD and self._buffer:
+        elif self._reading == HEAD and self._head_begun:
             self._head_cut_short()
-        elif self._reading == LINGERING or transport.get_write_buffer_size():
-            self.abort()
+        elif self._reading == HEAD and (self._buffer or transport.get_write_buffer_size()):
+            # Not idle: the client is still taking its answer, and that has a deadline of its own.
+            if self.write_deadline == NEVER:
+                self._watch_write()
+            self.deadline = self.server.clock.idle_deadline
         else:
             self._end(linger=True)
 
@@ -967,8 +988,6 @@ class Connection(asyncio.Protocol):
             self._active = False
             if self.server.conn_state is not None:
                 self.server.conn_state(self, ConnState.IDLE)
-        if self._eof and self._buffer is None:
-            self._close()
 
     def _begin_watch(self, r: Request) -> None:
         """Only when somebody wants to know: access log, write_timeout."""
@@ -1004,14 +1023,6 @@ class Connection(asyncio.Protocol):
         return f"<Connection {self.remote_addr} {state}{what}>"
 
 
-def _skip_blank(data: bytes, pos: int) -> int:
-    """Step over up to four CR and LF behind a POST, which old clients send (Go does so too)."""
-    stop = min(len(data), pos + 4)
-    while pos < stop and data[pos] in b"\r\n":
-        pos += 1
-    return pos
-
-
 def _gone() -> ConnectionResetError:
     return ConnectionResetError("the client has closed the connection")
 
@@ -1026,6 +1037,6 @@ def _cancelled(task: asyncio.Task[Any]) -> BaseException:
 
 def _format_address(address: Any) -> str:
     if isinstance(address, tuple) and len(address) >= 2:
-        host, port = address[0], address[1]
+        host, port = address[0].removeprefix("::ffff:"), address[1]  # an IPv4 peer of a dual-stack socket
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return "@"

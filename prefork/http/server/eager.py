@@ -34,6 +34,15 @@ _copy_context = contextvars.copy_context
 _Task = asyncio.Task
 
 
+def is_ignored(value: Any) -> bool:
+    """Whether a handler that returned this seems to believe that it answers with it."""
+    return value is not None and value is not DONE
+
+
+class HandlerExit(Exception):
+    """A handler raised SystemExit, its cause: left alone, that would end the loop and everybody's requests."""
+
+
 def _as_coroutine(result: Any) -> Coroutine[Any, Any, Any] | None:
     """Any awaitable as a coroutine; None for what is no awaitable."""
     if not hasattr(result, "__await__"):
@@ -46,6 +55,12 @@ def _as_coroutine(result: Any) -> Coroutine[Any, Any, Any] | None:
 
 
 if sys.version_info >= (3, 12):
+
+    async def _contained(coroutine: Coroutine[Any, Any, Any]) -> Any:
+        try:
+            return await coroutine
+        except SystemExit as error:
+            raise HandlerExit from error
 
     class HandlerRunner:
         """Runs handlers on one loop, each in a context of its own.
@@ -81,10 +96,11 @@ if sys.version_info >= (3, 12):
                 if result is None:
                     self._ignored(r)
                     return None
-            task = _Task(result, loop=self._loop, context=context, eager_start=True)
+            task = _Task(_contained(result), loop=self._loop, context=context, eager_start=True)
             if not task.done():
                 return task
-            task.result()
+            if is_ignored(task.result()):
+                self._ignored(r)
             return None
 
         def close(self) -> None:
@@ -118,9 +134,12 @@ else:
             self._context = _copy_context()
             self._pristine = self._context.copy()
             self._driven: list[tuple[Coroutine[Any, Any, Any], Any]] = []
-            self._task, self._step = _unstarted(_drive(self._driven), self._loop, self._context)
-            # Nobody may find, cancel or wait for a task that may never start.
+            drive = _drive(self._driven)
+            next(drive)
+            self._task, self._step = _unstarted(drive, self._loop, self._context)
+            # Nobody may find, cancel or wait for a task that may never start, nor miss it.
             _unregister_task(self._task)
+            self._task._log_destroy_pending = False  # type: ignore[attr-defined]
 
         def run(self, w: ResponseWriter, r: Request) -> asyncio.Task[Any] | None:
             """Run the handler until it first waits: its task then, None when it is done.
@@ -143,7 +162,9 @@ else:
                 try:
                     waited_for = context.run(result.send, None)
                     waits = True
-                except StopIteration:
+                except StopIteration as stop:
+                    if is_ignored(stop.value):
+                        self._ignored(r)
                     return None
                 finally:
                     _leave_task(self._loop, task)
@@ -151,32 +172,33 @@ else:
                 # The next handler must find nothing of this one. (Equal contexts are untouched ones: they
                 # share one tree until one of them changes, so that this costs next to nothing.)
                 if not waits and (context != self._pristine or task.cancelling()):
-                    self.close()
                     self._make_spare()
             step = self._step
             self._driven.append((result, waited_for))
             self._make_spare()
             _register_task(task)
+            task._log_destroy_pending = True  # type: ignore[attr-defined]
             context.run(step)
             return task
 
         def close(self) -> None:
-            """Let the spare end: a task that never ran would complain when it is destroyed."""
-            running = asyncio.current_task(self._loop)
-            if running is not None:
-                _leave_task(self._loop, running)
-            try:
-                self._context.run(self._step)
-            finally:
-                if running is not None:
-                    _enter_task(self._loop, running)
+            """The spare goes without a word: it has never begun."""
 
     def _drive(driven: list[tuple[Coroutine[Any, Any, Any], Any]]) -> Generator[Any, Any, Any]:
         """What a spare task runs: a coroutine that stands at its first wait, on to its end."""
+        cancelled: BaseException | None = None
+        try:
+            yield None  # here it stands when it becomes a spare
+        except BaseException as error:
+            cancelled = error
         if not driven:
-            return None
+            raise cancelled or AssertionError("a spare task was started without a handler")
         coroutine, waited_for = driven.pop()
         try:
+            # A handler may cancel its own task before it waits: then it is what it waits for that is
+            # cancelled, or if that cannot be, the wait.
+            if cancelled is not None and (waited_for is None or not waited_for.cancel()):
+                waited_for = coroutine.throw(cancelled)
             while True:
                 try:
                     value = yield waited_for
@@ -186,6 +208,8 @@ else:
                     waited_for = coroutine.send(value)
         except StopIteration as stop:
             return stop.value
+        except SystemExit as error:
+            raise HandlerExit from error
 
     _first_step: list[Callable[[], object]] = []
 

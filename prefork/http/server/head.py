@@ -6,8 +6,8 @@ us: it does not look at Host, takes several codings before `chunked`, reads the 
 `RTSP/1.1`, and cannot say at which byte a message ended. So the connection cuts the head out
 of the stream (it ends with the first CRLF CRLF) and only heads come here:
 
-* the usual head (origin-form target, HTTP/1.1, one well-formed Host, no body, no Expect) is
-  recognised by two regular expressions, and httptools checks the syntax of all the rest;
+* the usual head (origin-form target, HTTP/1.1, one well-formed Host, at most a Content-Length) is
+  recognised by two regular expressions, and httptools checks the syntax of all the rest, if any;
 * every other head is taken apart line by line and judged against RFC 9112 in Python; then
   httptools must agree on the same header lines.
 
@@ -122,20 +122,21 @@ class HeadScanner:
                     close = True
                 else:
                     return self._scan_fully(text, owner)
+            try:
+                self._parser.feed_data(head)
+            except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+                # An upgrade is for a handler that hijacks to take up; to all others it is a plain request.
+                self._parser = _new_parser(_NO_CALLBACKS)
+                return self._scan_fully(text, owner)
+            if length or close:
+                self._parser = _new_parser(_NO_CALLBACKS)
+                self.expects_continue = False
         if host is None:
             return self._scan_fully(text, owner)
-        try:
-            self._parser.feed_data(head)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            # An upgrade is for a handler that hijacks to take up; to everyone else it is a plain request.
-            self._parser = _new_parser(_NO_CALLBACKS)
-            return self._scan_fully(text, owner)
-        if length or close:
-            self._parser = _new_parser(_NO_CALLBACKS)
-            self.expects_continue = False
         r = _new(Request)
         r.method = method
         r._plain_path = path
+        r._is_usual = method != "HEAD"
         r.host = host
         r.proto = "HTTP/1.1"
         r.content_length = length
@@ -147,6 +148,13 @@ class HeadScanner:
         return r
 
     def _scan_fully(self, text: str, owner: RequestOwner) -> Request:
+        if (
+            text.count("\n") != (ends := text.count("\r\n"))
+            or text.count("\r") != ends
+            or not "!" <= text[0] <= "~"
+        ):
+            # First of all: these show before the head is complete, and the answer must not depend on that.
+            raise RemoteProtocolError("400 Bad Request")
         line, _, block = text.partition("\r\n")
         method, target, minor = _request_line(line)
         lines = block.split("\r\n")[:-2]
@@ -157,6 +165,7 @@ class HeadScanner:
         r = _new(Request)
         r.method = method
         r.proto = f"HTTP/1.{minor}"
+        r._is_usual = minor != 0 and method != "HEAD" and method != "CONNECT"
         r.pattern = ""
         r._head = text
         r._owner = owner
@@ -170,8 +179,10 @@ class HeadScanner:
             _check_authority(method, target, url.host)
             # RFC 9112 section 3.2.2: the authority of an absolute-form target replaces Host.
             r.host = url.host
-        elif "%" not in target and target.startswith("/"):
-            r._plain_path = target.partition("?")[0]
+        elif target.startswith("/"):
+            path = target.partition("?")[0]
+            if "%" not in path:
+                r._plain_path = path
         r.content_length = length = _body_length(fields, minor)
         connection = tokens(fields.get("connection", []))
         r.close = "close" in connection or (minor == 0 and "keep-alive" not in connection)

@@ -79,7 +79,7 @@ class ServeMux:
         async def item(w, r):
             await w.write(r.path_value("id"))
 
-        mux.handle("/static/", http.file_server("static"))
+        mux.handle("/admin/", admin_mux)
     """
 
     __slots__ = ("_any_host", "_hosts", "_literals", "_lock", "_routes")
@@ -118,21 +118,32 @@ class ServeMux:
         # Clean, not decoded and not CONNECT: then nothing but the method can keep the path
         # from being matched as it is. "/." is in every path with a dot segment.
         if path is not None and "//" not in path and "/." not in path and method != "CONNECT":
-            tree = self._any_host
-            if self._hosts:
-                tree = self._hosts.get(_strip_port(r.host), tree)
-            call = tree.take(r, path, method)
-            if call is not None:
-                return call(w, r)
+            route = self._take(r, path, method) if self._hosts else self._any_host.take(r, path, method)
+            if route is not None:
+                return route.call(w, r)
         answer, r.pattern, r._path_values = self._resolve(r)
         call = answer.call if isinstance(answer, Route) else answer
         return call(w, r)
+
+    def _take(self, r: Request, path: str, method: str) -> Route | None:
+        """Do as RoutingTree.take, in a mux that has patterns with hosts."""
+        tree = self._hosts.get(_strip_port(r.host))
+        if tree is None:
+            return self._any_host.take(r, path, method)
+        route = tree.take(r, path, method)
+        if route is None and tree.find(path, method) is None:
+            # The host's patterns leave it to the others; but they may still match the path
+            # with a slash behind, and come first again, where the others have no exact match.
+            route = self._any_host.take(r, path, method)
+            if route is not None and not route.is_exact(path):
+                return None
+        return route
 
     def handler(self, r: Request) -> tuple[HandlerLike, str]:
         """Return the handler for `r` and the pattern that matches it; runs and changes nothing.
 
         Never None: a request to be redirected gets a handler that does it, with the pattern
-        that will match then (""  if none will); one that matches nothing gets a handler that
+        that will match then ("" if none will); one that matches nothing gets a handler that
         answers 404 or 405, with "".
         """
         answer, pattern, _ = self._resolve(r)

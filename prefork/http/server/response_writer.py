@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 from prefork.http.errors import LocalProtocolError
 from prefork.http.handler import DONE
 from prefork.http.message.framing import LAST_CHUNK, is_trailer_name
-from prefork.http.message.grammar import OWS, is_digits, is_token, tokens
+from prefork.http.message.grammar import OWS, is_token, parse_content_length, tokens
 from prefork.http.message.header import Header, canonical_header_key
 from prefork.http.message.sniff import detect_content_type
 from prefork.http.message.status import body_allowed_for_status, status_line
@@ -79,15 +79,14 @@ class ResponseWriter:
     """
 
     __slots__ = (
-        "_body",
         "_body_allowed",
-        "_buffered",
+        "_buffer",
         "_chunked",
         "_close",
         "_conn",
         "_declared",
-        "_header",
         "_head_sent",
+        "_header",
         "_snapshot",
         "_trailer_names",
         "bytes_written",
@@ -104,8 +103,7 @@ class ResponseWriter:
         """Body bytes written by the handler (on HEAD: that would have been sent)."""
         self._header: Header | None = None
         self._snapshot: dict[str, list[str]] | None = None  # the header when the status was decided
-        self._body: list[bytes] = []
-        self._buffered = 0
+        self._buffer = b""  # body bytes held back, at most BUFFER; joined as they come: they are few
         self._head_sent = False
         self._chunked = False
         self._body_allowed = True
@@ -194,10 +192,12 @@ class ResponseWriter:
         if self._declared >= 0 and self.bytes_written + size > self._declared:
             raise LocalProtocolError("http: wrote more than the declared Content-Length")
         self.bytes_written += size
-        if self._buffered + size <= BUFFER:
-            if size:
-                self._body.append(data)
-                self._buffered += size
+        if not self._buffer:
+            if size <= BUFFER:
+                self._buffer = data
+                return DONE
+        elif len(self._buffer) + size <= BUFFER:
+            self._buffer += data
             return DONE
         self._overflow(data, size)
         return conn.writable()
@@ -261,7 +261,6 @@ class ResponseWriter:
             raise _finished("hijack")
         if self._head_sent:
             self._emit()
-            conn.flush()
         return conn.hijack()
 
     def set_read_deadline(self, seconds: float | None) -> None:
@@ -297,12 +296,12 @@ class ResponseWriter:
         fields = self._snapshot = header._share()
         lengths = fields.get("Content-Length")
         if lengths:
-            length = lengths[0].strip(OWS)
-            if is_digits(length) and len(length) < 20:
-                self._declared = int(length)
-            else:
+            try:
+                (length,) = lengths  # two of them would frame the answer in two ways
+                self._declared = parse_content_length(length)
+            except ValueError:
                 assert self._conn is not None
-                self._conn.server.error_log.warning("http: invalid Content-Length of %r", lengths[0])
+                self._conn.server.error_log.warning("http: invalid Content-Length of %r", ", ".join(lengths))
                 self._snapshot = {**fields, "Content-Length": []}
         if "Trailer" in fields:
             self._trailer_names = [
@@ -314,28 +313,24 @@ class ResponseWriter:
 
         Chunks are cut as Go's 2048-byte bufio.Writer does it, so that their sizes are Go's.
         """
-        if self._buffered:
-            room = BUFFER - self._buffered
-            self._body.append(data[:room])
-            self._buffered = BUFFER
+        if self._buffer:
+            room = BUFFER - len(self._buffer)
+            self._buffer += data[:room]
             self._emit()
             data = data[room:]
             size -= room
         if size > BUFFER:
             self._emit(data)
-        elif size:
-            self._body.append(data)
-            self._buffered = size
+        else:
+            self._buffer = data
 
     def _emit(self, data: bytes | None = None) -> None:
         """Hand the buffered body, or `data`, to the connection, the header first if it is due."""
         conn = self._conn
         assert conn is not None
         if data is None:
-            body = self._body
-            data = body[0] if len(body) == 1 else b"".join(body)
-            self._body = []
-            self._buffered = 0
+            data = self._buffer
+            self._buffer = b""
         if not self._head_sent:
             conn.send(self._render_head(data, done=False))
         if not data or self._is_head:
@@ -360,16 +355,13 @@ class ResponseWriter:
             conn is None
             or self._head_sent
             or not self._body_allowed
-            or r._plain_path is None
-            or r.method == "HEAD"
-            or r.proto != "HTTP/1.1"
+            or not r._is_usual
             or not conn.server.keep_alive
             or (r.content_length and not conn.body_is_complete)
         ):
             return None
         clock = conn.server.clock
-        body = self._body
-        data = body[0] if len(body) == 1 else b"".join(body)
+        data = self._buffer
         status = self.status or 200
         fields = self._snapshot if self.status or self._header is None else self._header._fields
         if fields is None:
@@ -407,8 +399,7 @@ class ResponseWriter:
         if not self.status:
             self._decide(200)
         if not self._head_sent:
-            body = self._body
-            data = body[0] if len(body) == 1 else b"".join(body)
+            data = self._buffer
             head = self._render_head(data, done=True)
             if self._chunked:
                 conn.send(head)
@@ -418,7 +409,7 @@ class ResponseWriter:
                 conn.send(head)
             else:
                 conn.send(head + data)
-        elif self._buffered:
+        elif self._buffer:
             self._emit()
         if self._chunked and not self._is_head:
             conn.send(self._render_trailer())
@@ -463,7 +454,6 @@ class ResponseWriter:
         conn = self._conn
         r = self.request
         assert conn is not None
-        self._head_sent = True
         status = self.status
         fields = self._snapshot or {}
         is_11 = r.proto != "HTTP/1.0"
@@ -486,7 +476,9 @@ class ResponseWriter:
             self._declared = -1
 
         length: bytes = b""
-        trailers = self._trailer_names is not None or any(name.startswith(TRAILER_PREFIX) for name in fields)
+        trailers = self._trailer_names is not None or any(
+            name.startswith(TRAILER_PREFIX) and fields[name] for name in fields
+        )
         if (
             done
             and allowed
@@ -505,7 +497,7 @@ class ResponseWriter:
             and data
             and coding is None
             and "Content-Type" not in fields
-            and not fields.get("Content-Encoding")
+            and not any(fields.get("Content-Encoding", ()))
         ):
             kind = detect_content_type(data)
             sniffed = _CONTENT_TYPE.get(kind) or _type_line(kind)
@@ -522,9 +514,7 @@ class ResponseWriter:
             keep_10 = False
         if r.method == "CONNECT":
             self._close = True
-        if self._is_head or not allowed or self._declared >= 0:
-            dropped.add("Transfer-Encoding")
-        elif connect_ok:
+        if self._is_head or not allowed or self._declared >= 0 or connect_ok:
             dropped.add("Transfer-Encoding")
         elif not is_11 or coding == ["identity"]:
             dropped.add("Transfer-Encoding")
@@ -552,6 +542,7 @@ class ResponseWriter:
         if "Date" not in fields:
             parts.append(conn.server.clock.date_line)
         parts += (length, sniffed, connection, chunking, b"\r\n")
+        self._head_sent = True
         return b"".join(parts)
 
     def _render_trailer(self) -> bytes:
@@ -576,18 +567,22 @@ class ResponseWriter:
         return f"<ResponseWriter {state} {self.status or '-'} {self.bytes_written} bytes>"
 
 
-_unsafe = re.compile("[\r\n]")
+_unsafe = re.compile("[\x00-\x08\x0a-\x1f\x7f]")
 
 
 def _line(name: str, value: str) -> bytes:
-    """One header line. An invalid name gives no line; CR and LF in a value become spaces."""
+    """One header line. An invalid name gives no line; controls in a value, CR and LF above all,
+    become spaces (RFC 9110 section 5.5), and what is no text at all becomes `?`."""
     known = _lines.get((name, value))
     if known is not None:
         return known
     if not is_token(name):
         return b""
-    clean = _unsafe.sub(" ", value).replace("\0", " ").strip(OWS)
-    line = f"{name}: {clean}\r\n".encode("utf-8", "surrogateescape")
+    clean = _unsafe.sub(" ", value).strip(OWS)
+    try:
+        line = f"{name}: {clean}\r\n".encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        line = f"{name}: {clean}\r\n".encode("utf-8", "replace")
     if len(_lines) < _LINES_LIMIT and len(line) <= 128:
         _lines[(name, value)] = line
     return line
@@ -595,7 +590,7 @@ def _line(name: str, value: str) -> bytes:
 
 def _to_bytes(data: object) -> bytes:
     if isinstance(data, str):
-        return data.encode()
+        return data.encode("utf-8", "surrogateescape")  # what a client sent can be sent back
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(data)
     try:
@@ -609,68 +604,3 @@ def _finished(method: str) -> LocalProtocolError:
         f"w.{method}() after the handler has returned, or after hijack(): "
         "do everything with w inside the handler, and await the tasks that use it"
     )
-
-
-class WriterWrapper:
-    """Forwards everything to another ResponseWriter: the base for middleware that changes one thing.
-
-    Whatever a subclass does not override reaches the wrapped writer, so no capability (flush,
-    hijack, send_file) is lost by wrapping.
-
-        class Counting(http.WriterWrapper):
-            def write(self, data):
-                self.count = getattr(self, "count", 0) + len(data)
-                return super().write(data)
-    """
-
-    def __init__(self, w: ResponseWriter | WriterWrapper) -> None:
-        self.wrapped = w
-
-    @property
-    def request(self) -> Request:
-        return self.wrapped.request
-
-    @property
-    def header(self) -> Header:
-        return self.wrapped.header
-
-    @property
-    def header_sent(self) -> bool:
-        return self.wrapped.header_sent
-
-    @property
-    def status(self) -> int:
-        return self.wrapped.status
-
-    @property
-    def bytes_written(self) -> int:
-        return self.wrapped.bytes_written
-
-    def write_header(self, status: int) -> None:
-        self.wrapped.write_header(status)
-
-    def write(self, data: Data) -> Awaitable[None]:
-        return self.wrapped.write(data)
-
-    async def flush(self) -> None:
-        await self.wrapped.flush()
-
-    async def send_file(
-        self, file: str | os.PathLike[str] | BinaryIO, offset: int = 0, count: int | None = None
-    ) -> None:
-        await self.wrapped.send_file(file, offset, count)
-
-    async def hijack(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await self.wrapped.hijack()
-
-    def set_read_deadline(self, seconds: float | None) -> None:
-        self.wrapped.set_read_deadline(seconds)
-
-    def set_write_deadline(self, seconds: float | None) -> None:
-        self.wrapped.set_write_deadline(seconds)
-
-    def enable_full_duplex(self) -> None:
-        self.wrapped.enable_full_duplex()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} around {self.wrapped!r}>"

@@ -232,25 +232,25 @@ class RoutingTree:
         if table:
             self.literals[path] = table
 
-    def take(self, r: Request, path: str, method: str) -> Call | None:
+    def take(self, r: Request, path: str, method: str) -> Route | None:
         """Find the route of a request with a clean plain path by the three shortcuts.
 
-        Sets the request's pattern and path values and returns what to call. None tells nothing
-        but that it takes a search. What is found is never to be redirected to the path with a
-        slash appended: if a multi took a name, there was no node for that name, so nothing that
-        matches it and a slash exactly.
+        Sets the request's pattern and path values. None tells nothing but that it takes a
+        search. What is found is never to be redirected to the path with a slash appended: if a
+        multi took a name, there was no node for that name, so nothing in this tree that matches
+        it and a slash exactly.
         """
         table = self.literals.get(path)
         if table is not None and (route := table.get(method)) is not None:
             r.pattern = route.pattern
             r._path_values = None
-            return route.call
+            return route
         head, _, name = path.rpartition("/")
         table = self.one_wild.get(head)
         if table is not None and name and (route := table.get(method)) is not None:
             r.pattern = route.pattern
             r._path_values = {route.names[0]: name}
-            return route.call
+            return route
         node = self._top
         values: list[str] = []
         for segment in path.split("/", self._depth):
@@ -282,7 +282,7 @@ class RoutingTree:
             r._path_values = {names[0]: values[0], names[1]: values[1], names[2]: values[2]}
         else:
             r._path_values = dict(zip(names, values, strict=True)) if values else None
-        return route.call
+        return route
 
     def find(self, path: str, method: str) -> tuple[Route, list[str]] | None:
         """Find the most specific route for an encoded path that begins with a slash.

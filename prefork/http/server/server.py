@@ -158,7 +158,7 @@ class Server:
             raise RuntimeError("http: the server has been started already")
         check_parser()
         self.loop = asyncio.get_running_loop()
-        self.runner = HandlerRunner(self._handler, self.loop, self._returned_value)
+        self.runner = HandlerRunner(self._handler, self.loop, self.returned_value)
         self._ended = self.loop.create_future()
         self._tick()
         self._acceptor = Acceptor(
@@ -303,7 +303,7 @@ class Server:
             exc_info=(type(error), error, _below_this_package(error)),
         )
 
-    def _returned_value(self, r: Request) -> None:
+    def returned_value(self, r: Request) -> None:
         """A handler returned something that is not to be awaited: say so once for each route."""
         route = r.pattern or r.request_uri
         if route not in self._complained_of_values and len(self._complained_of_values) < 1000:
