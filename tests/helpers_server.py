@@ -1,4 +1,4 @@
-"""What tests of the running server share: a server in the test's own loop, and a client that shows every byte.
+"""What tests of the running server share: a server in the test's own loop, a client that shows every byte.
 
 Not a test module. Load it by path, as the test modules do: `tests` is no package.
 """
@@ -248,7 +248,7 @@ async def serving(
 
 
 async def eventually(condition: Callable[[], Any], what: str = "", timeout: float = 10.0) -> None:
-    """Wait until `condition()` is true, for states that nobody announces; AssertionError after `timeout` s."""
+    """Wait until `condition()` is true, for what nobody announces; AssertionError after `timeout` seconds."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     while not condition():

@@ -11,7 +11,6 @@ import functools
 import importlib.util
 import itertools
 import random
-import re
 import sys
 import types
 from pathlib import Path
@@ -208,7 +207,7 @@ def test_bad_requests_over_sockets(handler: Any, before: bytes, run: Run) -> Non
 def test_a_slow_bad_request_is_answered_before_its_end(run: Run) -> None:
     # What cannot become right is refused at once, not when the rest comes, which may be never.
     async def scenario() -> None:
-        async with serving(report) as s:
+        async with serving(report, read_header_timeout=None) as s:
             for beginning in (
                 b"\x16\x03\x01",
                 b"\nGET",
@@ -218,7 +217,7 @@ def test_a_slow_bad_request_is_answered_before_its_end(run: Run) -> None:
             ):
                 client = await s.client()
                 await client.send(beginning)
-                assert (await client.answer()).status == 400
+                assert (await asyncio.wait_for(client.answer(), 5)).status == 400
                 assert await client.closed()
 
     run(scenario())
@@ -313,7 +312,7 @@ def test_the_cuts_between_segments_do_not_matter(name: str, eof: bool, run: Run)
             want = await outcome(server, [data], eof=eof)
             parse_all(want[0])
             assert b"/smuggled" not in want[0].replace(BEHIND, b"").replace(repr(BEHIND)[2:-1].encode(), b"")
-            for pieces in cuts(data, 100, random.Random(name)):
+            for pieces in cuts(data, 30 if eof else 100, random.Random(name)):
                 got = await outcome(server, pieces, eof=eof)
                 assert got == want, f"cut into {pieces if len(pieces) < 9 else 'bytes'}"
 
@@ -477,7 +476,7 @@ def _verdicts() -> dict[str, str]:
         w.write(f"PATH={r.request_uri} HOST={r.host} FOO={foo!r} BODY={len(body)}:{body[:60]!r}\n")
 
     async def main() -> dict[str, str]:
-        gate = asyncio.Semaphore(40)
+        gate = asyncio.Semaphore(120)
         verdicts: dict[str, str] = {}
         server = http.Server("", describe)
         listener = listen("127.0.0.1:0")
@@ -537,4 +536,4 @@ def test_every_vector_is_refused_alike_in_any_segments(run: Run) -> None:
 
     run(scenario(), timeout=120)
     assert not faults, f"{len(faults)} of {count} rows:\n" + "\n".join(faults)
-    assert re.fullmatch(r"\d+", str(count))
+    assert count > 200

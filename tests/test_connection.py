@@ -14,7 +14,8 @@ import pytest
 from prefork import http
 from prefork.http.server import connection
 
-_spec = importlib.util.spec_from_file_location("helpers_server", Path(__file__).with_name("helpers_server.py"))
+HELPERS = Path(__file__).with_name("helpers_server.py")
+_spec = importlib.util.spec_from_file_location("helpers_server", HELPERS)
 assert _spec is not None
 assert _spec.loader is not None
 helpers = importlib.util.module_from_spec(_spec)
@@ -105,7 +106,7 @@ def test_http_10_body_of_unknown_length_ends_with_the_connection(run: Any) -> No
     async def main() -> None:
         async with serving(handler) as s:
             c = await s.client()
-            await c.send(request(proto="HTTP/1.0", *("/", "Connection: keep-alive")))
+            await c.send(request("/", "Connection: keep-alive", proto="HTTP/1.0"))
             answer = await c.answer()
             assert "transfer-encoding" not in answer.headers
             assert "content-length" not in answer.headers
@@ -398,10 +399,13 @@ def test_handler_is_told_of_a_client_that_left(run: Any) -> None:
         await r.disconnected
         told.append(bool(r.disconnected))
         with pytest.raises(ConnectionResetError):
-            for _ in range(100):
-                await w.write(b"x" * 100_000)
-                await asyncio.sleep(0)
+            await write_without_end(w)
         told.append("written")
+
+    async def write_without_end(w: Any) -> None:
+        while True:
+            await w.write(b"x" * 100_000)
+            await asyncio.sleep(0)
 
     async def main() -> None:
         async with serving(handler) as s:
@@ -585,6 +589,31 @@ def test_access_log_of_a_client_that_left(run: Any) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("hook", ["conn_state", "access_log"])
+def test_hook_that_raises_harms_nobody(run: Any, hook: str, waits: bool) -> None:
+    def broken(*args: Any) -> None:
+        raise RuntimeError("mine")
+
+    async def handler(w: Any, r: Any) -> None:
+        if waits:
+            await asyncio.sleep(0)
+        w.write(b"x")
+
+    async def main() -> None:
+        async with serving(handler, **{hook: broken}) as s:
+            c = await s.client()
+            for _ in range(2):
+                assert (await c.get()).body == b"x"
+            c.close()
+            await eventually(lambda: s.server.open_connections == 0)
+            logged = s.log.take()
+            assert len(logged) == {"conn_state": 6, "access_log": 2}[hook]
+            assert all(f"{hook} hook failed" in line and "RuntimeError: mine" in line for line in logged)
+
+    run(main())
+
+
 def test_options_star_is_answered_by_the_server(run: Any) -> None:
     async def main() -> None:
         async with serving(lambda w, r: w.write(b"handler")) as s:
@@ -672,12 +701,15 @@ def test_asyncio_works_in_handlers(run: Any, wait_first: bool) -> None:
             two = group.create_task(asyncio.sleep(0, 2))
         assert await asyncio.wait_for(asyncio.sleep(0, 3), 10) == 3
         with pytest.raises(ExceptionGroup):
-            async with asyncio.TaskGroup() as group:
-                group.create_task(asyncio.Event().wait())
-                group.create_task(fails())
+            await failing_group()
         assert asyncio.current_task() is task
         tasks.append(task)
         w.write(str(one.result() + two.result()))
+
+    async def failing_group() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.Event().wait())
+            group.create_task(fails())
 
     async def fails() -> None:
         raise ValueError

@@ -1,4 +1,4 @@
-"""Answers over real sockets: back-pressure, handlers that fail, hijacking, and the end of the writer's life."""
+"""Answers over real sockets: back-pressure, handlers that fail, hijacking, the end of a writer's life."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 from prefork import http
 from prefork.http.server import connection
 
-_spec = importlib.util.spec_from_file_location("helpers_server", Path(__file__).with_name("helpers_server.py"))
+HELPERS = Path(__file__).with_name("helpers_server.py")
+_spec = importlib.util.spec_from_file_location("helpers_server", HELPERS)
 assert _spec is not None
 assert _spec.loader is not None
 helpers = importlib.util.module_from_spec(_spec)
@@ -625,42 +626,6 @@ def test_hijack_of_a_half_closed_connection(run: Any) -> None:
             c.shut()
             await c.answer()
             assert await c.rest() == b"LAST WORDS\n"
-
-    run(main())
-
-
-# --- the two ways to write a small answer ---------------------------------------------------
-
-
-@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
-@pytest.mark.parametrize("status", [None, 200, 204, 304, 404, 599])
-@pytest.mark.parametrize("body", [b"", b"text", b"<html>", b"\x89PNG\r\n\x1a\n", b"x" * 2048])
-def test_shortcut_says_what_the_long_way_says(run: Any, method: str, status: int | None, body: bytes) -> None:
-    """`usual_answer` renders in few steps what `finish` renders for every case."""
-    headers = [{}, {"X-One": "1"}, {"Content-Type": "a/b", "Set-Cookie": "c=d"}, {"Content-Type": None}]
-
-    async def handler(w: Any, r: Any) -> None:
-        for name, value in headers[int(r.header["Which"])].items():
-            w.header[name] = value
-        if "%" in r.request_uri:
-            w._conn.server.long_way += 1
-        if status is not None:
-            w.write_header(status)
-        if status not in (204, 304):
-            w.write(body)
-
-    async def main() -> None:
-        async with serving(handler) as s:
-            s.server.long_way = 0
-            c = await s.client()
-            for which in range(len(headers)):
-                answers = []
-                # An escaped path keeps a request off the shortcut.
-                for target in ("/", "/%20"):
-                    answer = await c.ask(method, target, f"Which: {which}")
-                    answers.append((re.sub(rb"Date: [^\r]*", b"Date:", answer.head), answer.body))
-                assert answers[0] == answers[1]
-            assert s.server.long_way == len(headers)
 
     run(main())
 

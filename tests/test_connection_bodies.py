@@ -15,7 +15,8 @@ from prefork import http
 from prefork.http.message import body as body_module
 from prefork.http.server import connection
 
-_spec = importlib.util.spec_from_file_location("helpers_server", Path(__file__).with_name("helpers_server.py"))
+HELPERS = Path(__file__).with_name("helpers_server.py")
+_spec = importlib.util.spec_from_file_location("helpers_server", HELPERS)
 assert _spec is not None
 assert _spec.loader is not None
 helpers = importlib.util.module_from_spec(_spec)
@@ -474,6 +475,12 @@ def test_client_that_is_still_sending_sees_the_answer(run: Any, status: int, cli
     run(main())
 
 
+async def send_without_end(c: Any) -> None:
+    while True:
+        await c.send(b"x" * 100_000)
+        await asyncio.sleep(0)
+
+
 def test_lingering_ends_for_a_client_that_sends_without_end(run: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(connection, "LINGER", 0.05)
 
@@ -482,9 +489,7 @@ def test_lingering_ends_for_a_client_that_sends_without_end(run: Any, monkeypatc
             c = await s.client()
             await c.send(b"nonsense\r\n\r\n")
             with pytest.raises((ConnectionResetError, BrokenPipeError)):
-                while True:
-                    await c.send(b"x" * 100_000)
-                    await asyncio.sleep(0)
+                await send_without_end(c)
             await eventually(lambda: s.server.open_connections == 0)
 
     run(main())
@@ -564,7 +569,8 @@ def test_body_cut_short(run: Any, framing: str) -> None:
     async def main() -> None:
         async with serving(handler) as s:
             c = await s.client()
-            await c.send((post("Content-Length: 5") if framing == "length" else post(CHUNKED) + b"5\r\n") + b"abc")
+            head = post("Content-Length: 5") if framing == "length" else post(CHUNKED) + b"5\r\n"
+            await c.send(head + b"abc")
             await eventually(lambda: s.server.active_connections)
             c.shut()
             assert (await c.answer()).status == 400
@@ -580,7 +586,7 @@ def test_bytes_before_the_break_are_handed_out(run: Any) -> None:
 
     async def handler(w: Any, r: Any) -> None:
         async for piece in r.body:
-            got.append(piece)
+            got.append(piece)  # noqa: PERF401 - the pieces before the failure are what counts
 
     async def main() -> None:
         async with serving(handler) as s:

@@ -17,7 +17,8 @@ from prefork import http
 from prefork.http.server import connection
 from prefork.http.server.clock import NEVER
 
-_spec = importlib.util.spec_from_file_location("helpers_server", Path(__file__).with_name("helpers_server.py"))
+HELPERS = Path(__file__).with_name("helpers_server.py")
+_spec = importlib.util.spec_from_file_location("helpers_server", HELPERS)
 assert _spec is not None
 assert _spec.loader is not None
 helpers = importlib.util.module_from_spec(_spec)
@@ -469,6 +470,32 @@ def test_deadlines_end_with_their_request(run: Any, waits: bool) -> None:
             await c.get("/sets")
             await pass_time(s, 3 * SHORT)
             assert (await c.get()).status == 200
+
+    run(main())
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+@pytest.mark.parametrize("how", ["small", "large", "closing", "raising"])
+def test_write_deadline_strikes_as_the_handler_ends(run: Any, how: str, turns: int) -> None:
+    """Cut in any turn of the loop around its end: the client gets an answer or none, and nobody complains."""
+
+    async def handler(w: Any, r: Any) -> None:
+        w.set_write_deadline(0)
+        if how == "closing":
+            w.header["Connection"] = "close"
+        w.write(b"x" * (100_000 if how == "large" else 10))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if how == "raising":
+            raise http.StatusError(418)
+
+    async def main() -> None:
+        async with serving(handler, **NO_TIMEOUTS) as s:
+            c = await s.client()
+            await c.send(request())
+            c.shut()
+            await c.reset_by_server()
+            await eventually(lambda: not s.server._connections)
 
     run(main())
 

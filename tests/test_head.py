@@ -6,7 +6,9 @@ say the same of it; that is checked on tables and on generated heads.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import time
 from typing import TYPE_CHECKING, Any
 
 import httptools
@@ -588,6 +590,41 @@ def test_the_number_of_lines(limit: int) -> None:
 def test_a_long_head_of_few_lines_is_fine() -> None:
     head = get("Host: a", "Cookie: " + "x" * 60_000)
     assert len(scan(head).header["Cookie"]) == 60_000
+
+
+LONG = 60_000
+COSTLY = {
+    "path": b"GET /" + b"a" * LONG + b" HTTP/1.1x\r\nHost: a\r\n\r\n",
+    "query": b"GET /?" + b"a?" * (LONG // 2) + b" HTTP/1.1x\r\nHost: a\r\n\r\n",
+    "escapes": b"GET /" + b"%41" * (LONG // 3) + b"% HTTP/1.1\r\nHost: a\r\n\r\n",
+    "method": b"A" * LONG + b" / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "host": b"GET http://" + b"a:" * (LONG // 2) + b"/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    "address": b"GET http://[" + b"1:" * (LONG // 2) + b"]/ HTTP/1.1\r\nHost: a\r\n\r\n",
+    **{
+        f"{name} and {value!r}": get("Host: a", f"{name}:" + value * (LONG // len(value)) + "x", "X : y")
+        for name in (
+            "Host",
+            "Content-Length",
+            "Connection",
+            "Transfer-Encoding",
+            "Trailer",
+            "Expect",
+            "Cookie",
+        )
+        for value in (" ", ",", "a ", "1", "a,")
+    },
+    "blanks in a name": get("Host: a", "X" + " " * LONG + ": y"),
+    "lines": get("Host: a", *["C: x"] * (LONG // 6)),
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_no_head_costs_more_than_its_length(name: str) -> None:
+    begun = time.process_time()
+    with contextlib.suppress(RemoteProtocolError):
+        r = scan(COSTLY[name], HeadScanner(max_header_values=None))
+        assert r.url.path or r.header
+    assert time.process_time() - begun < 0.5, "quadratic cost would be seconds"
 
 
 # --- one parser for all ---------------------------------------------------------------------

@@ -85,7 +85,7 @@ class Conn:
 def request(method: str = "GET", proto: str = "HTTP/1.1", *fields: str, target: str = "/") -> http.Request:
     if method == "CONNECT" and target == "/":
         target = "a:80"
-    head = "\r\n".join([f"{method} {target} {proto}", "Host: a", *fields, "", ""]).encode()
+    head = "\r\n".join([f"{method} {target} {proto}", "Host: a", *fields, "", ""]).encode("latin-1")
     return HeadScanner().scan(head, None)  # type: ignore[arg-type]
 
 
@@ -752,6 +752,33 @@ def test_buffers_are_copied_when_they_are_written() -> None:
         w.write("ié")
 
     assert answer(handler).body == b"abcdefghi\xc3\xa9"
+
+
+@pytest.mark.parametrize("first", [0, 1, 2000])
+def test_large_buffers_too(first: int) -> None:
+    def handler(w: ResponseWriter) -> None:
+        w.write(b"x" * first)
+        data = bytearray(b"abc" * 1000)
+        w.write(memoryview(data).toreadonly())
+        data[:] = b"xyz" * 1000
+        w.write(memoryview(b"d-e-f-" * 1000)[::2])
+        w.write(memoryview(b"0123" * 1000).cast("i"))
+        w.write(memoryview(b"ghi" * 1000))
+        w.write(b"!")
+
+    assert (
+        answer(handler).body
+        == b"x" * first + b"abc" * 1000 + b"def" * 1000 + b"0123" * 1000 + b"ghi" * 1000 + b"!"
+    )
+
+
+def test_what_a_client_has_sent_can_be_sent_back() -> None:
+    # Text from the network may hold bytes that are no UTF-8: a 404 that names the path is no failure.
+    r = request(target="/\xff")
+    assert r.url.path == "/\udcff"
+    assert answer(lambda w: w.write(f"no {r.url.path}")).body == b"no /\xff"
+    with pytest.raises(UnicodeEncodeError):
+        answer(lambda w: w.write("\ud800"))
 
 
 # --- trailers -------------------------------------------------------------------------------

@@ -210,6 +210,22 @@ class AcceptGate:
         return total
 
 
+class LoneGate:
+    """The gate of a worker that has no siblings: it minds its descriptors, and nobody else.
+
+    descriptors: the limit of this process.
+    """
+
+    __slots__ = ("_descriptors",)
+
+    def __init__(self, descriptors: Descriptors) -> None:
+        self._descriptors = descriptors
+
+    def ask(self) -> float:
+        """0.0: accept one. More: leave the queue alone for so many seconds."""
+        return 0.0 if self._descriptors.left() else CAP_PAUSE
+
+
 class Descriptors:
     """Whether this process has descriptors to spare, without counting them.
 

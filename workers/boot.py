@@ -40,7 +40,7 @@ from prefork.ipc import Drain as DrainOrder
 from prefork.ipc import Draining, ExitCode, Failed, MessageError, Place, Ready
 from prefork.settings import TABLE, Settings
 from prefork.workers import loader, process
-from prefork.workers.acceptor import AcceptGate, Descriptors
+from prefork.workers.acceptor import AcceptGate, Descriptors, LoneGate
 from prefork.workers.board import TICK_EVERY, Seat
 from prefork.workers.drain import Drain
 
@@ -221,7 +221,14 @@ class Job:
         # The application's own objects are here to stay: no collection needs to look at them.
         gc.collect()
         gc.freeze()
-        worker = _Worker(place, server, self.socks, self.settings.graceful_timeout, self.master)
+        worker = _Worker(
+            place,
+            server,
+            self.socks,
+            self.settings.graceful_timeout,
+            self.master,
+            siblings=self.settings.workers > 1,
+        )
         return loop.run_until_complete(worker.serve())
 
 
@@ -241,7 +248,10 @@ class _Worker:
         socks: Sequence[socket.socket],
         graceful_timeout: float,
         master: int,
+        *,
+        siblings: bool,
     ) -> None:
+        self._siblings = siblings
         self._place = place
         self._control = place.control
         self._server = server
@@ -259,12 +269,11 @@ class _Worker:
         """Accept, say READY, and stay until the drain is over."""
         loop = self._loop = asyncio.get_running_loop()
         self._drain = Drain(self._server, self._seat, self._socks)
-        gate = AcceptGate(
-            self._seat,
-            self._place.board,
-            self._socks,
-            Descriptors(self._control.fileno()),
-            call_soon=loop.call_soon,
+        descriptors = Descriptors(self._control.fileno())
+        gate = (
+            AcceptGate(self._seat, self._place.board, self._socks, descriptors, call_soon=loop.call_soon)
+            if self._siblings
+            else LoneGate(descriptors)
         )
         # Before the first accept: from now on a SIGTERM must not cost a request.
         loop.add_signal_handler(signal.SIGTERM, self._told_to_leave)

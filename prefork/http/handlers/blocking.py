@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import inspect
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prefork.http.errors import LocalProtocolError
@@ -40,7 +41,7 @@ def blocking(
     function `r.body.read()`, `for chunk in r.body`, `r.json()`, `r.parse_form()`,
     `w.write()`, `w.flush()` and `w.send_file()` block until they are done; everything else
     is as in any handler. A handler whose client has gone still runs to its end: threads
-    cannot be cancelled.
+    cannot be cancelled. Raises TypeError for an `async def`, which has no use for a thread.
 
         @mux.handle_func("GET /report/{id}")
         @http.blocking
@@ -48,18 +49,39 @@ def blocking(
             w.write(render(db.query(r.path_value("id"))))
     """
 
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"http.blocking({function.__qualname__}): it is async def, and needs no thread")
+
     @functools.wraps(function)
-    async def handler(w: ResponseWriter, r: Request) -> None:
+    async def handler(w: ResponseWriter, r: Request) -> Any:
         loop = asyncio.get_running_loop()
         writer = BlockingWriter(w, loop)
         request = BlockingRequest(r, loop)
         context = contextvars.copy_context()
-        await loop.run_in_executor(r.executor, context.run, function, writer, request)
+        result, error = await loop.run_in_executor(
+            r.executor, context.run, _outcome, function, writer, request
+        )
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame
         rest = writer.take()
         if rest:
             await w.write(rest)
+        return result
 
     return handler
+
+
+def _outcome(
+    function: Callable[[Any, Any], object], w: BlockingWriter, r: BlockingRequest
+) -> tuple[object, BaseException | None]:
+    """What the function returned, or raised: not every exception can pass through a future."""
+    try:
+        return function(w, r), None
+    except BaseException as error:
+        return None, error
 
 
 class _Caller:
@@ -136,6 +158,22 @@ class BlockingWriter(WriterWrapper):
             await self.wrapped.send_file(*args, **options)
 
         self._call(send())
+
+    def set_read_deadline(self, seconds: float | None) -> None:
+        """As ResponseWriter.set_read_deadline."""
+
+        async def set_deadline() -> None:
+            self.wrapped.set_read_deadline(seconds)
+
+        self._call(set_deadline())
+
+    def set_write_deadline(self, seconds: float | None) -> None:
+        """As ResponseWriter.set_write_deadline."""
+
+        async def set_deadline() -> None:
+            self.wrapped.set_write_deadline(seconds)
+
+        self._call(set_deadline())
 
 
 class BlockingBody:

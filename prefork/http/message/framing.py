@@ -25,6 +25,7 @@ MAX_EXCESS = 16 * 1024
 """Bytes of framing tolerated beyond the allowance of 16 + twice the data of each chunk."""
 
 _size_line = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?").fullmatch
+_too_many_digits = re.compile(rb"[0-9A-Fa-f]{17}").match
 
 FORBIDDEN_TRAILERS = frozenset(
     {
@@ -193,9 +194,7 @@ def _why_no_size(line: bytes | bytearray) -> str:
     size = line.partition(b";")[0].rstrip(b"\r\n")
     if not size:
         return "empty hex number for chunk length"
-    if len(size) > 16 and size.isalnum():
-        return "http chunk length too large"
-    return "invalid byte in chunk length"
+    return "http chunk length too large" if _too_many_digits(size) else "invalid byte in chunk length"
 
 
 def format_chunk(size: int) -> bytes:

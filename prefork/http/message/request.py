@@ -199,7 +199,10 @@ class Request:
 
     @property
     def header(self) -> Header:
-        """The header fields, without Host (that is `host`)."""
+        """The header fields, without Host (that is `host`) and Transfer-Encoding (`transfer_encoding`).
+
+        Of a chunked request Trailer is missing too: the names it announces are in `trailer`.
+        """
         header = self._header
         if header is None:
             header = self._header = _parse_header(self._head)
@@ -530,13 +533,16 @@ def _parse_target(method: str, target: str) -> URL:
     return URL.parse_request_uri(target)
 
 
+_KEPT_ELSEWHERE = frozenset({"Host", "Transfer-Encoding"})
+
+
 def _parse_header(head: str) -> Header:
     """The Header of a received head; its syntax has been checked already."""
     fields: dict[str, list[str]] = {}
     for line in head.split("\r\n")[1:-2]:
         name, _, value = line.partition(":")
         name = canonical_header_key(name)
-        if name != "Host":
+        if name not in _KEPT_ELSEWHERE:
             values = fields.get(name)
             if values is None:
                 fields[name] = [value.strip(OWS)]

@@ -983,6 +983,10 @@ class Connection(asyncio.Protocol):
 
     def _idle(self) -> None:
         """A request has been answered and nothing of the next one is here."""
+        if not self.server.keep_alive:
+            # The server began to drain when the header of the answer was sent already.
+            self._end(linger=True)
+            return
         self.deadline = self.server.clock.idle_deadline
         if self._active:
             self._active = False

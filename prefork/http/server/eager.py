@@ -40,7 +40,7 @@ def is_ignored(value: Any) -> bool:
 
 
 class HandlerExit(Exception):
-    """A handler raised SystemExit, its cause: left alone, that would end the loop and everybody's requests."""
+    """A handler raised SystemExit, its cause: left alone, that would end the loop and all requests."""
 
 
 def _as_coroutine(result: Any) -> Coroutine[Any, Any, Any] | None:

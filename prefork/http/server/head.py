@@ -42,12 +42,13 @@ from prefork.http.message.url import URLError
 if TYPE_CHECKING:
     from prefork.http.message.request import RequestOwner
 
-# The usual request line, with the Host field behind it if it comes first, as most clients send it.
+# The usual request line, with the Host field behind it if it comes first, as most clients send it,
+# and Connection behind that, as simple clients do. Often that is all, and nothing is left to check.
 # The path has no escape, so that it is its own decoded form; the methods are those that llhttp
 # treats alike.
 _usual_start = re.compile(
     r"(GET|HEAD|POST|PUT|DELETE|OPTIONS|TRACE|PATCH) (/[!-$&->@-~]*)(?:\?[!-~]*)? HTTP/1\.1\r\n"
-    rf"(?:[Hh]ost:[ \t]*([{HOST_CLASS}]+)[ \t]*\r\n)?"
+    rf"(?:[Hh]ost:[ \t]*([{HOST_CLASS}]+)[ \t]*\r\n(?:Connection: (close|keep-alive)\r\n)?)?"
 ).match
 
 # The fields behind it that decide how the head is read, with the value of a well-formed Host or
@@ -105,9 +106,9 @@ class HeadScanner:
         match = _usual_start(text)
         if match is None or len(head) > self._safe_length:
             return self._scan_fully(text, owner)
-        method, path, host = match.groups()
+        method, path, host, connection = match.groups()
         length = 0
-        close = False
+        close = connection == "close"
         start = match.end() - 1
         if start + 3 != len(text):
             sized = False

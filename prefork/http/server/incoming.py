@@ -44,6 +44,7 @@ class Incoming:
             # Announced trailers are there from the start, without a value (Go does so).
             for name in announced_trailers(r.header.values("Trailer")):
                 r.trailer[name] = None
+            r.header.pop("Trailer")
 
     def take(self, data: bytes) -> bool:
         """Feed received bytes to the Body; whether it is complete now.

@@ -24,7 +24,7 @@ from prefork.http.handler import DONE
 from prefork.http.message.framing import LAST_CHUNK, is_trailer_name
 from prefork.http.message.grammar import OWS, is_token, parse_content_length, tokens
 from prefork.http.message.header import Header, canonical_header_key
-from prefork.http.message.sniff import detect_content_type
+from prefork.http.message.sniff import SNIFF_LENGTH, detect_content_type
 from prefork.http.message.status import body_allowed_for_status, status_line
 
 if TYPE_CHECKING:
@@ -231,7 +231,12 @@ class ResponseWriter:
         if hasattr(file, "fileno"):
             fd = file.fileno()
         else:
-            fd = opened = await server.in_thread(os.open, file, os.O_RDONLY | os.O_CLOEXEC)
+            opening = server.loop.run_in_executor(server.executor, os.open, file, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fd = opened = await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                opening.add_done_callback(_close_opened)
+                raise
         try:
             size = os.fstat(fd).st_size
             end = size if count is None else offset + count
@@ -322,7 +327,7 @@ class ResponseWriter:
         if size > BUFFER:
             self._emit(data)
         else:
-            self._buffer = data
+            self._buffer = bytes(data)
 
     def _emit(self, data: bytes | None = None) -> None:
         """Hand the buffered body, or `data`, to the connection, the header first if it is due."""
@@ -499,7 +504,7 @@ class ResponseWriter:
             and "Content-Type" not in fields
             and not any(fields.get("Content-Encoding", ()))
         ):
-            kind = detect_content_type(data)
+            kind = detect_content_type(bytes(data[:SNIFF_LENGTH]))
             sniffed = _CONTENT_TYPE.get(kind) or _type_line(kind)
 
         # Who ends the body, and does the connection live on?
@@ -589,14 +594,31 @@ def _line(name: str, value: str) -> bytes:
 
 
 def _to_bytes(data: object) -> bytes:
+    """What the handler wrote, as bytes that cannot change under us while the client takes them.
+
+    A large view of bytes is passed on as it is: nobody can change it either.
+    """
     if isinstance(data, str):
         return data.encode("utf-8", "surrogateescape")  # what a client sent can be sent back
+    if (
+        isinstance(data, memoryview)
+        and data.nbytes > BUFFER
+        and type(data.obj) is bytes
+        and data.c_contiguous
+    ):
+        return data.cast("B")  # type: ignore[return-value]  # a buffer is all that the transport wants
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(data)
     try:
         return bytes(memoryview(data))  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"write() takes bytes, str or a buffer, not {type(data).__name__}") from None
+
+
+def _close_opened(opening: asyncio.Future[int]) -> None:
+    """Nobody waits for this file any more."""
+    if not opening.cancelled() and opening.exception() is None:
+        os.close(opening.result())
 
 
 def _finished(method: str) -> LocalProtocolError:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import functools
 import importlib
+import inspect
 import logging
 import os
 import signal
 import socket
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from prefork.http.errors import ServerClosed
 from prefork.http.handler import as_callable
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from prefork.http.server.connection import ConnState
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 BACKLOG = 2048
 """Length of the listen queue of sockets that this module opens."""
@@ -107,8 +110,8 @@ class Server:
         self.max_body_bytes = max_body_bytes
         self.max_conns = max_conns
         self.blocking_threads = blocking_threads
-        self.conn_state = conn_state
-        self.access_log = access_log
+        self.conn_state = self._guarded("conn_state", conn_state)
+        self.access_log = self._guarded("access_log", access_log)
         self.error_log = error_log if error_log is not None else logging.getLogger("prefork.http")
         self.on_open_connections: Callable[[int], None] | None = None
         """Called with the number of open connections whenever it changes."""
@@ -189,7 +192,7 @@ class Server:
         try:
             await self.serve(sock)
         finally:
-            sock.close()
+            _close(sock)
 
     async def shutdown(self, timeout: float | None = 30.0) -> int:
         """End without cutting anything short: accept what is queued, then no more; answer what is
@@ -202,22 +205,32 @@ class Server:
         if self._acceptor is None:
             return 0
         self.keep_alive = False
-        self.shutting_down.set()
-        for hook in self._on_shutdown:
-            result = hook()
-            if asyncio.iscoroutine(result):
-                task = self.loop.create_task(result)
+        if not self.shutting_down:
+            self.shutting_down.set()
+            for hook in self._on_shutdown:
+                task = self.loop.create_task(self._run_hook(hook))
                 self._hooks.add(task)
                 task.add_done_callback(self._hooks.discard)
         self._acceptor.drain()
         await self._acceptor.settle()
         for conn in tuple(self._connections):
             conn.drain()
+        waiting = set(self._hooks)
         if self._connections:
             if self._empty is None:
                 self._empty = self.loop.create_future()
-            await asyncio.wait([self._empty], timeout=timeout)
+            waiting.add(self._empty)
+        if waiting:
+            await asyncio.wait(waiting, timeout=timeout)
         return self._cut_all()
+
+    async def _run_hook(self, hook: Callable[[], object]) -> None:
+        try:
+            result = hook()
+            if inspect.isawaitable(result):
+                await result
+        except Exception:
+            self.error_log.exception("http: an on-shutdown hook failed: %r", hook)
 
     def close(self) -> None:
         """End at once: cut every connection and cancel every handler (Go: Close)."""
@@ -249,8 +262,11 @@ class Server:
         self.close()
 
     def register_on_shutdown(self, hook: Callable[[], Awaitable[None] | None]) -> None:
-        """Call `hook` when `shutdown` begins. What a coroutine function returns runs as a task
-        that shutdown does not wait for (Go: RegisterOnShutdown)."""
+        """Call `hook` when `shutdown` begins (Go: RegisterOnShutdown).
+
+        It may be a coroutine function; shutdown waits for it, within its timeout. A hook that
+        raises is logged.
+        """
         self._on_shutdown.append(hook)
 
     def set_keep_alives_enabled(self, enabled: bool) -> None:
@@ -272,7 +288,9 @@ class Server:
         self.open_connections += 1
         if self.on_open_connections is not None:
             self.on_open_connections(self.open_connections)
-        if self.shutting_down:
+        if self._ended is not None and self._ended.done():
+            conn.abort()  # accepted just before `close`
+        elif self.shutting_down:
             conn.drain()
 
     def connection_closed(self, conn: Connection, *, busy: bool) -> None:
@@ -289,6 +307,19 @@ class Server:
         self._connections.discard(conn)
         if self._empty is not None and not self._connections and not self._empty.done():
             self._empty.set_result(None)
+
+    def _guarded(self, name: str, hook: Callable[P, object] | None) -> Callable[P, None] | None:
+        """The hook, logging what it raises: its caller is in the middle of something."""
+        if hook is None:
+            return None
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                hook(*args, **kwargs)
+            except Exception:
+                self.error_log.exception("http: the %s hook failed", name)
+
+        return call
 
     def log_failure(self, conn: Connection, r: Request, error: BaseException) -> None:
         """A handler raised what it should not."""
@@ -373,6 +404,15 @@ def listen(addr: str, backlog: int = BACKLOG) -> socket.socket:
     return sock
 
 
+def _close(sock: socket.socket) -> None:
+    """Close a socket of `listen`, and remove its file if it has one (as Go does): it would be in the way."""
+    name = sock.getsockname()
+    sock.close()
+    if isinstance(name, str) and name:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+
+
 def listen_and_serve(
     addr: str = ":8000", handler: HandlerLike | None = None, *, workers: int | None = None, **options: Any
 ) -> None:
@@ -394,8 +434,11 @@ def listen_and_serve(
         new_loop = importlib.import_module("uvloop").new_event_loop
     except ImportError:
         new_loop = asyncio.new_event_loop
-    with sock, asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(_serve_until_signal(Server(addr, handler, **options), sock))
+    try:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(_serve_until_signal(Server(addr, handler, **options), sock))
+    finally:
+        _close(sock)
 
 
 async def _serve_until_signal(server: Server, sock: socket.socket) -> None:
