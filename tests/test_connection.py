@@ -278,6 +278,43 @@ def test_pipelined_requests_nobody_answers_yet_are_bounded(run: Any) -> None:
     run(main())
 
 
+def test_client_that_pipelines_faster_than_it_can_be_served(run: Any) -> None:
+    """It reads its answers, so nothing is blocked: still its requests must not pile up."""
+    total = 60_000
+    most = 0
+
+    async def main() -> None:
+        nonlocal most
+        async with serving(echo_target) as s:
+            c = await s.client()
+
+            async def send() -> None:
+                for _ in range(10):
+                    await c.send(request("/") * (total // 10))
+
+            async def watch() -> None:
+                nonlocal most
+                while True:
+                    if s.server.open_connections:
+                        most = max(most, len(s.conn._buffer or b""))
+                    await asyncio.sleep(0)
+
+            tasks = [asyncio.create_task(send()), asyncio.create_task(watch())]
+            received = tail = b""
+            count = 0
+            while count < total:
+                assert await c.fill()
+                received, c.buffer = tail + c.buffer, b""
+                count += received.count(b"HTTP/1.1 200 OK\r\n")
+                tail = received[received.rfind(b"\n") + 1 :]
+            tasks[1].cancel()
+            await asyncio.wait(tasks)
+            assert s.server.requests == total
+            assert 0 < most <= connection.MAX_PIPELINED + RECEIVE_AT_ONCE
+
+    run(main())
+
+
 def test_good_request_before_a_bad_one_is_answered_first(run: Any) -> None:
     async def handler(w: Any, r: Any) -> None:
         await asyncio.sleep(0)

@@ -91,9 +91,9 @@ def request(method: str = "GET", proto: str = "HTTP/1.1", *fields: str, target: 
 
 def complete(w: ResponseWriter, conn: Conn) -> bytes:
     """What a connection does when the handler has returned."""
-    answer = w.usual_answer()
+    answer = w._usual_answer()
     if answer is None:
-        w.finish()
+        w._finish()
     else:
         conn.out.append(answer)
     return conn.wire
@@ -112,7 +112,7 @@ def answer(
     w = ResponseWriter(conn, request(method, proto, *fields))  # type: ignore[arg-type]
     handler(w)
     if general:
-        w.finish()
+        w._finish()
     else:
         complete(w, conn)
     return parse_one(conn.wire, method)
@@ -232,8 +232,8 @@ def test_the_short_way_says_what_the_long_way_says(
     )
     perform(quick_w, steps)
     perform(general_w, steps)
-    short = quick_w.usual_answer()
-    close = general_w.finish()
+    short = quick_w._usual_answer()
+    close = general_w._finish()
     if short is not None:
         assert quick.out == [], "a short answer comes alone"
         assert short == general.wire
@@ -253,7 +253,7 @@ def test_the_short_way_is_short_where_it_matters() -> None:
     def is_short(handler: Callable[[ResponseWriter], object], *args: str) -> bool:
         w = ResponseWriter(Conn(), request(*args))  # type: ignore[arg-type]
         handler(w)
-        return w.usual_answer() is not None
+        return w._usual_answer() is not None
 
     assert is_short(lambda w: None)
     assert is_short(lambda w: w.write(b"pong"))
@@ -325,7 +325,7 @@ def test_nothing_a_handler_says_can_split_the_answer(slot: str, way: str, run: R
             if way == "streamed":
                 await w.flush()
             if way == "general":
-                w.finish()
+                w._finish()
             else:
                 complete(w, conn)
             if w._declared > w.bytes_written:
@@ -413,7 +413,7 @@ def test_to_http_1_0_a_larger_body_ends_with_the_connection() -> None:
     conn = Conn()
     w = ResponseWriter(conn, request("GET", "HTTP/1.0", "Connection: keep-alive"))  # type: ignore[arg-type]
     w.write(b"x" * 5000)
-    assert w.finish() is True
+    assert w._finish() is True
     parsed = parse_one(conn.wire)
     assert (parsed.proto, parsed.close, len(parsed.body)) == ("HTTP/1.0", True, 5000)
     assert parsed.get("Connection") is None
@@ -449,8 +449,8 @@ def test_a_body_shorter_than_declared_ends_the_connection() -> None:
     w = ResponseWriter(conn, request())  # type: ignore[arg-type]
     w.header["Content-Length"] = "5"
     w.write(b"abc")
-    assert w.usual_answer() is None
-    assert w.finish() is True
+    assert w._usual_answer() is None
+    assert w._finish() is True
 
 
 @pytest.mark.parametrize(
@@ -493,8 +493,8 @@ def test_a_coding_set_by_the_handler(coding: str, proto: str, with_length: bool)
     conn = Conn()
     w = ResponseWriter(conn, request("GET", proto))  # type: ignore[arg-type]
     handler(w)
-    assert w.usual_answer() is None
-    close = w.finish()
+    assert w._usual_answer() is None
+    close = w._finish()
     parsed = parse_one(conn.wire)
     assert parsed.body == b"body"
     assert bool(conn.server.log.lines) is (with_length and coding != "identity")
@@ -559,7 +559,7 @@ def test_connect_is_answered_without_framing() -> None:
     conn = Conn()
     w = ResponseWriter(conn, request("CONNECT"))  # type: ignore[arg-type]
     w.write_header(200)
-    assert w.finish() is True
+    assert w._finish() is True
     parsed = parse_one(conn.wire, "CONNECT")
     assert [name for name, _ in parsed.fields] == [b"Date"]
     refused = answer(lambda w: http.error(w, "no", 405), "CONNECT")
@@ -640,9 +640,9 @@ def test_who_closes(
     if own is not None:
         w.header["Connection"] = own
     w.write(b"x")
-    short = w.usual_answer()
+    short = w._usual_answer()
     if short is None:
-        assert w.finish() is close
+        assert w._finish() is close
     else:
         conn.out.append(short)
         assert w.request.close is close
@@ -721,9 +721,9 @@ def test_informational_answers_come_first_and_decide_nothing() -> None:
 def test_the_writer_is_dead_when_the_handler_has_returned(general: bool, run: Run) -> None:
     w = ResponseWriter(Conn(), request())  # type: ignore[arg-type]
     if general:
-        w.finish()
+        w._finish()
     else:
-        assert w.usual_answer() is not None
+        assert w._usual_answer() is not None
     uses: list[Callable[[], Any]] = [
         *(lambda: w.write(b"x"), lambda: w.write_header(200), w.enable_full_duplex),
         *(lambda: w.set_read_deadline(1), lambda: w.set_write_deadline(1)),

@@ -187,7 +187,7 @@ class Connection(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]
         server = self.server
         self.deadline = server.clock.after(server.head_timeout)
-        server.connection_opened(self)
+        server._connection_opened(self)
         if server.conn_state is not None:
             server.conn_state(self, ConnState.NEW)
 
@@ -241,7 +241,7 @@ class Connection(asyncio.Protocol):
         server = self.server
         if server.conn_state is not None:
             server.conn_state(self, ConnState.CLOSED)
-        server.connection_closed(self, busy=self._writer is not None)
+        server._connection_closed(self, busy=self._writer is not None)
         self.transport = None
 
     def pause_writing(self) -> None:
@@ -332,9 +332,9 @@ class Connection(asyncio.Protocol):
             and not self._write_blocked
         ):
             self._buffer = None
-            if self._paused:
-                self._resume()
             self.data_received(bytes(buffer))
+            if self._paused and self._reading in (HEAD, AHEAD) and len(self._buffer or b"") <= MAX_PIPELINED:
+                self._resume()
         elif self._eof and buffer is None and self._reading == HEAD and self._writer is None:
             self._close()
 
@@ -373,11 +373,13 @@ class Connection(asyncio.Protocol):
             buffer = self._buffer = bytearray()
         old = len(buffer)
         buffer += data
-        # Only what is new is searched: a head that drips in must not be searched from its start each time.
-        if not self._head_begun or buffer.find(b"\r\n\r\n", max(0, old - 3)) >= 0:
-            self._head_begun = False
-            if self._write_blocked and len(buffer) > MAX_PIPELINED:
+        if not self._head_begun:
+            # Whole requests wait here for their turn, and `_next` will be called.
+            if len(buffer) > MAX_PIPELINED:
                 self._pause()
+        # Only what is new is searched: a head that drips in must not be searched from its start each time.
+        elif buffer.find(b"\r\n\r\n", max(0, old - 3)) >= 0:
+            self._head_begun = False
             self._next()
         else:
             self._check_partial(old)
@@ -501,7 +503,7 @@ class Connection(asyncio.Protocol):
         incoming = self._incoming
         if incoming is not None and incoming.continue_due:
             incoming.continue_due = False
-            if self._writer is not None and not self._writer.header_on_wire:
+            if self._writer is not None and not self._writer._header_on_wire:
                 self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         if self._out:
             self.flush()
@@ -552,7 +554,7 @@ class Connection(asyncio.Protocol):
         error = _cancelled(task) if task.cancelled() else task.exception()
         if error is None:
             if is_ignored(task.result()):
-                self.server.returned_value(w.request)
+                self.server.runner.ignored(w.request)
             self._finished(w)
         else:
             self._failed(w, error)
@@ -570,7 +572,7 @@ class Connection(asyncio.Protocol):
         if w.request._extra is not None:
             w.request.release()
         try:
-            answer = w.usual_answer() if self._reading != GONE else None
+            answer = w._usual_answer() if self._reading != GONE else None
         except Exception as error:
             self._writer = w
             self._failed(w, error)
@@ -595,7 +597,7 @@ class Connection(asyncio.Protocol):
             self._finished_gone(w)
             return
         try:
-            close = w.finish()
+            close = w._finish()
         except Exception as error:
             self._writer = w
             self._failed(w, error)
@@ -613,10 +615,10 @@ class Connection(asyncio.Protocol):
 
     def _finished_gone(self, w: ResponseWriter) -> None:
         """The handler is done, but the connection was lost or hijacked meanwhile."""
-        w.abandon()
+        w._abandon()
         if self.server.watched:
             self._end_watch(w)
-        self.server.handler_done(self)
+        self.server._handler_done(self)
 
     def _failed(self, w: ResponseWriter, error: BaseException) -> None:
         """The handler raised: answer if nothing has been sent, cut the connection if something has."""
@@ -637,20 +639,20 @@ class Connection(asyncio.Protocol):
                 gone and isinstance(error, ConnectionError)
             )
             if not quiet:
-                server.log_failure(self, r, error)
+                server._log_failure(self, r, error)
         if gone:
             self._writer = None
             self._finished_gone(w)
-        elif w.header_on_wire or isinstance(error, AbortHandler):
-            cut_silently = w.ends_at_close
-            w.abandon()
+        elif w._header_on_wire or isinstance(error, AbortHandler):
+            cut_silently = w._ends_at_close
+            w._abandon()
             server.requests += 1
             self._writer = None
             if server.watched:
                 self._end_watch(w)
             self._cut(reset=cut_silently)
         else:
-            w.abandon()
+            w._abandon()
             self._writer = w = ResponseWriter(self, r)
             if not isinstance(error, StatusError) or isinstance(error, MaxBytesError):
                 w.header["Connection"] = "close"
@@ -757,7 +759,7 @@ class Connection(asyncio.Protocol):
         loop = self.server.loop
         self._hijacked = reader = asyncio.StreamReader(loop=loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-        writer.abandon()
+        writer._abandon()
         self._reading = GONE
         self.deadline = self.write_deadline = NEVER
         self._cancel_timers()
@@ -778,7 +780,7 @@ class Connection(asyncio.Protocol):
             self.server.conn_state(self, ConnState.HIJACKED)
         _ = self.remote_addr  # known from now on
         self.transport = None  # the handler's: nothing here may touch it any more
-        self.server.connection_closed(self, busy=True)
+        self.server._connection_closed(self, busy=True)
         return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     # What a Request asks (RequestOwner).

@@ -70,7 +70,7 @@ if sys.version_info >= (3, 12):
         that returned something which is not to be awaited.
         """
 
-        __slots__ = ("_handler", "_ignored", "_loop")
+        __slots__ = ("_handler", "_loop", "ignored")
 
         def __init__(
             self,
@@ -80,7 +80,7 @@ if sys.version_info >= (3, 12):
         ) -> None:
             self._handler = handler
             self._loop = loop
-            self._ignored = ignored
+            self.ignored = ignored
 
         def run(self, w: ResponseWriter, r: Request) -> asyncio.Task[Any] | None:
             """Run the handler until it first waits: its task then, None when it is done.
@@ -94,13 +94,13 @@ if sys.version_info >= (3, 12):
             if type(result) is not CoroutineType:
                 result = _as_coroutine(result)
                 if result is None:
-                    self._ignored(r)
+                    self.ignored(r)
                     return None
             task = _Task(_contained(result), loop=self._loop, context=context, eager_start=True)
             if not task.done():
                 return task
             if is_ignored(task.result()):
-                self._ignored(r)
+                self.ignored(r)
             return None
 
         def close(self) -> None:
@@ -117,7 +117,7 @@ else:
         that returned something which is not to be awaited.
         """
 
-        __slots__ = ("_context", "_driven", "_handler", "_ignored", "_loop", "_pristine", "_step", "_task")
+        __slots__ = ("_context", "_driven", "_handler", "_loop", "_pristine", "_step", "_task", "ignored")
 
         def __init__(
             self,
@@ -127,7 +127,7 @@ else:
         ) -> None:
             self._handler = handler
             self._loop = loop
-            self._ignored = ignored
+            self.ignored = ignored
             self._make_spare()
 
         def _make_spare(self) -> None:
@@ -156,7 +156,7 @@ else:
                 if type(result) is not CoroutineType:
                     result = _as_coroutine(result)
                     if result is None:
-                        self._ignored(r)
+                        self.ignored(r)
                         return None
                 _enter_task(self._loop, task)
                 try:
@@ -164,7 +164,7 @@ else:
                     waits = True
                 except StopIteration as stop:
                     if is_ignored(stop.value):
-                        self._ignored(r)
+                        self.ignored(r)
                     return None
                 finally:
                     _leave_task(self._loop, task)

@@ -127,12 +127,12 @@ class ResponseWriter:
         return self.status != 0
 
     @property
-    def header_on_wire(self) -> bool:
+    def _header_on_wire(self) -> bool:
         """Whether the header has gone to the connection: from then on the answer cannot be replaced."""
         return self._head_sent
 
     @property
-    def ends_at_close(self) -> bool:
+    def _ends_at_close(self) -> bool:
         """Whether only the end of the connection will tell the client that the body is complete."""
         return self._head_sent and self._body_allowed and not self._chunked and self._declared < 0
 
@@ -345,9 +345,9 @@ class ResponseWriter:
         else:
             conn.send(data)
 
-    def usual_answer(self) -> bytes | None:
+    def _usual_answer(self) -> bytes | None:
         """The handler has returned: the whole answer in one piece, in the case that nearly all
-        answers are; None in every other, and then `finish` is due.
+        answers are; None in every other, and then `_finish` is due.
 
         It says in few steps what `_render_head` says for every case (a test compares them):
         nothing has been sent, the connection lives on or the client wants it closed, the status
@@ -394,7 +394,7 @@ class ResponseWriter:
         kind = detect_content_type(data)
         return b"".join((start, length, _CONTENT_TYPE.get(kind) or _type_line(kind), end, data))
 
-    def finish(self) -> bool:
+    def _finish(self) -> bool:
         """The handler has returned: complete the answer. Whether the connection must close.
 
         Called by the connection, once. The writer is dead afterwards.
@@ -428,7 +428,7 @@ class ResponseWriter:
         self._conn = None
         return self._close
 
-    def abandon(self) -> None:
+    def _abandon(self) -> None:
         """The handler failed, or took the connection over: nothing more may be written."""
         self._conn = None
 

@@ -161,7 +161,7 @@ class Server:
             raise RuntimeError("http: the server has been started already")
         check_parser()
         self.loop = asyncio.get_running_loop()
-        self.runner = HandlerRunner(self._handler, self.loop, self.returned_value)
+        self.runner = HandlerRunner(self._handler, self.loop, self._returned_value)
         self._ended = self.loop.create_future()
         self._tick()
         self._acceptor = Acceptor(
@@ -283,7 +283,7 @@ class Server:
 
     # What connections report.
 
-    def connection_opened(self, conn: Connection) -> None:
+    def _connection_opened(self, conn: Connection) -> None:
         self._connections.add(conn)
         self.open_connections += 1
         if self.on_open_connections is not None:
@@ -293,16 +293,16 @@ class Server:
         elif self.shutting_down:
             conn.drain()
 
-    def connection_closed(self, conn: Connection, *, busy: bool) -> None:
+    def _connection_closed(self, conn: Connection, *, busy: bool) -> None:
         self.open_connections -= 1
         if self.on_open_connections is not None:
             self.on_open_connections(self.open_connections)
         if not busy:
-            self.handler_done(conn)
+            self._handler_done(conn)
         if self._acceptor is not None:
             self._acceptor.resume()
 
-    def handler_done(self, conn: Connection) -> None:
+    def _handler_done(self, conn: Connection) -> None:
         """The connection is closed and no handler of it runs any more."""
         self._connections.discard(conn)
         if self._empty is not None and not self._connections and not self._empty.done():
@@ -321,7 +321,7 @@ class Server:
 
         return call
 
-    def log_failure(self, conn: Connection, r: Request, error: BaseException) -> None:
+    def _log_failure(self, conn: Connection, r: Request, error: BaseException) -> None:
         """A handler raised what it should not."""
         self.error_log.error(
             "http: exception serving %s: %s %s %s: %s: %s",
@@ -334,7 +334,7 @@ class Server:
             exc_info=(type(error), error, _below_this_package(error)),
         )
 
-    def returned_value(self, r: Request) -> None:
+    def _returned_value(self, r: Request) -> None:
         """A handler returned something that is not to be awaited: say so once for each route."""
         route = r.pattern or r.request_uri
         if route not in self._complained_of_values and len(self._complained_of_values) < 1000:
