@@ -385,12 +385,19 @@ def test_hangup_of_the_terminal_ends_it():
     pid, fd = os.forkpty()
     if pid == 0:
         try:
-            os.execv(sys.executable, [sys.executable, "-c", PRELUDE + "sys.exit(arbiter.run(2, good))"])
+            os.execv(
+                sys.executable,
+                [
+                    sys.executable,
+                    "-c",
+                    PRELUDE + "sys.exit(arbiter.run(2, good, on_serving=lambda: say('serving')))",
+                ],
+            )
         finally:
             os._exit(99)
     seen = b""
     try:
-        while seen.count(b"ready") < 2:
+        while b"serving" not in seen:
             seen += os.read(fd, 4096)
         workers = list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
     finally:

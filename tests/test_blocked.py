@@ -36,7 +36,9 @@ def test_the_blocking_function_is_named_once(run: Any) -> None:
         try:
             # Called the way a connection calls it: with a frame of the package below.
             for _ in range(2):
-                exec(compile("f(e)", BlockedLoopWatch.__init__.__code__.co_filename, "exec"), _globals(records))
+                exec(
+                    compile("f(e)", BlockedLoopWatch.__init__.__code__.co_filename, "exec"), _globals(records)
+                )
         finally:
             watch.stop()
 

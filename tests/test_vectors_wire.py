@@ -164,7 +164,9 @@ def sends(row: dict[str, Any]) -> list[bytes]:
     if row["sends"] is not None:
         return [wire(text) for text in row["sends"]]
     return [
-        wire(part["text"]) if "text" in part else wire(part["prefix"] + part["repeat"] * part["times"] + part["suffix"])
+        wire(part["text"])
+        if "text" in part
+        else wire(part["prefix"] + part["repeat"] * part["times"] + part["suffix"])
         for part in row["sends_spec"]
     ]
 

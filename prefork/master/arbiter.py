@@ -195,6 +195,7 @@ class _Arbiter:
         self._waker.setblocking(False)
         # A hang-up means something only to who was started from a terminal.
         self._has_terminal = os.isatty(0)
+        self._hung_up = False
 
     def __repr__(self) -> str:
         return f"<Arbiter {self._supervisor!r}>"
@@ -316,7 +317,11 @@ class _Arbiter:
             case signal.SIGQUIT:
                 self._tell(Stop(name, now=True))
             case signal.SIGHUP if self._has_terminal:
-                self._tell(Stop(f"{name} (the terminal is gone)"))
+                # The kernel sends it twice, to the session's leader and to the foreground group:
+                # only the first one counts, or the second would mean "at once".
+                if not self._hung_up:
+                    self._hung_up = True
+                    self._tell(Stop(f"{name} (the terminal is gone)"))
             case _:
                 log.warning("%s does nothing here", name)
 
