@@ -397,7 +397,7 @@ def test_hangup_of_the_terminal_ends_it():
             os._exit(99)
     seen = b""
     try:
-        while b"serving" not in seen:
+        while b"serving" not in seen or seen.count(b"ready ") < 2:
             seen += os.read(fd, 4096)
         workers = list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
     finally:
