@@ -7,6 +7,7 @@ the binary built with it, nginx's scratch files, the servers' logs. Deleting the
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 from . import cases
 
@@ -208,6 +210,17 @@ def machine() -> dict[str, object]:
         "system": f"{platform.system()} {platform.machine()}",
         "load": os.getloadavg()[0],
     }
+
+
+def only_run() -> IO[bytes] | None:
+    """A file whose lock says that a bench is running, to be closed at its end; None when another holds it."""
+    file = (STORE / "running").open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def open_files_limit() -> int:

@@ -87,9 +87,9 @@ class Body:
         self._waiter: asyncio.Future[None] | None = None
 
     @classmethod
-    def of(cls, data: bytes) -> Body:
+    def of(cls, data: bytes, limit: int | None = None) -> Body:
         """A body that is complete already."""
-        self = cls(content_length=len(data))
+        self = cls(None, len(data), limit)
         if data:
             self._pieces.append(data)
             self._buffered = len(data)
@@ -139,6 +139,14 @@ class Body:
     async def read(self, n: int = -1) -> bytes:
         """Everything that is left (n < 0), or up to n bytes; b"" at the end of the body."""
         if n < 0:
+            pieces = self._pieces
+            if self._complete and len(pieces) == 1 and self._error is None and not self._taken:
+                # All of it is here, in one piece: most bodies.
+                limit = self.limit
+                if limit is None or self._buffered <= limit:
+                    self._taken = self._buffered
+                    self._buffered = 0
+                    return pieces.popleft()
             return await self._read_all()
         if n == 0:
             return b""

@@ -32,6 +32,7 @@ from prefork.http.errors import (
 )
 from prefork.http.handler import DONE
 from prefork.http.handlers import replies
+from prefork.http.message.body import Body
 from prefork.http.message.framing import format_chunk
 from prefork.http.message.request import Notice
 from prefork.http.message.status import status_line, status_text
@@ -430,10 +431,15 @@ class Connection(asyncio.Protocol):
 
     def _begin_body(self, r: Request, data: bytes) -> bytes:
         """Get ready for the body of `r`, take what of it is in `data`, return what is behind it."""
+        self.full_duplex = False
+        length = r.content_length
+        if 0 < length <= len(data):
+            # Most bodies are small and come with their head: there is nothing to wait for.
+            r._body = Body.of(data[:length], self.server.max_body_bytes)
+            return data[length:]
         self._incoming = Incoming(self, r, self.server)
         self._reading = BODY
         self.deadline = NEVER  # until somebody reads it
-        self.full_duplex = False
         if self.server.read_timeout is not None:
             self.set_read_deadline(self.server.read_timeout)
         return self._take_body(data) if data else b""

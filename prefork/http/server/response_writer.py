@@ -48,9 +48,7 @@ _CONTENT_TYPE = {
     for t in ("text/plain; charset=utf-8", "text/html; charset=utf-8")
 }
 _CLOSE = b"Connection: close\r\n\r\n"
-_BEARS_ON_FRAMING = frozenset(
-    {"Connection", "Content-Encoding", "Content-Length", "Date", "Trailer", "Transfer-Encoding"}
-)
+_BEARS_ON_FRAMING = frozenset({"Connection", "Content-Encoding", "Date", "Trailer", "Transfer-Encoding"})
 
 
 def _type_line(kind: str) -> bytes:
@@ -351,8 +349,8 @@ class ResponseWriter:
 
         It says in few steps what `_render_head` says for every case (a test compares them):
         nothing has been sent, the connection lives on or the client wants it closed, the status
-        has a body, that is whole and small, and no field of the header bears on the framing. The
-        writer is dead afterwards.
+        has a body, that is whole and small, and no field of the header bears on the framing but a
+        Content-Length that is right. The writer is dead afterwards.
         """
         r = self.request
         conn = self._conn
@@ -369,11 +367,16 @@ class ResponseWriter:
         data = self._buffer
         status = self.status or 200
         fields = self._snapshot if self.status or self._header is None else self._header._fields
+        length = _length_lines[len(data)]
         if fields is None:
             start = clock.ok_date if status == 200 else status_line(status) + clock.date_line
         else:
             if not fields.keys().isdisjoint(_BEARS_ON_FRAMING):
                 return None
+            if "Content-Length" in fields:
+                if self._declared != len(data):
+                    return None
+                length = b""  # the handler's own line says it
             parts = [status_line(status)]
             for name in sorted(fields) if len(fields) > 1 else fields:
                 for value in fields[name]:
@@ -388,7 +391,6 @@ class ResponseWriter:
         self.status = status
         self._conn = None
         end = _CLOSE if self._close else b"\r\n"
-        length = _length_lines[len(data)]
         if not data or (fields is not None and "Content-Type" in fields):
             return b"".join((start, length, end, data))
         kind = detect_content_type(data)
