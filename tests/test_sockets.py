@@ -18,8 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork.ipc import ExitCode
+from prefork.kinds import Address
+from prefork.kinds import parse_address as parse
 from prefork.master import sockets
-from prefork.master.sockets import Address, BindError, bind, parse, retire_all
+from prefork.master.sockets import BindError, bind, retire_all
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")

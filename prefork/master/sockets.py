@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from prefork.ipc import ExitCode
+from prefork.kinds import Address, parse_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, MutableMapping, Sequence
@@ -47,7 +48,6 @@ UNIX_MODE: Final = 0o660
 _FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
 _LOCK_WITHIN: Final = 5.0
 _SO_ATTACH_FILTER: Final = 26  # missing in Python's socket module
-_MAX_PATH: Final = 107  # sizeof(sockaddr_un.sun_path) less the final NUL
 
 
 class BindError(Exception):
@@ -57,52 +57,6 @@ class BindError(Exception):
     """
 
     exit_code = ExitCode.BIND
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """One parsed address: exactly one of `port`, `path` and `fd` is set.
-
-    host: "" means every address of this machine. path: of a unix socket; "@name" is abstract.
-    """
-
-    text: str
-    host: str = ""
-    port: int | None = None
-    path: str | None = None
-    fd: int | None = None
-
-    def __str__(self) -> str:
-        return self.text
-
-
-def parse(text: str) -> Address:
-    """Read an address as `-b` takes it. Raises ValueError with a text for the user."""
-    if text.startswith("unix:"):
-        path = text.removeprefix("unix:")
-        if not path or "\0" in path:
-            raise ValueError(f"{text!r} names no path; write unix:/run/app.sock")
-        if len(os.fsencode(path)) > _MAX_PATH:
-            raise ValueError(f"{text!r}: the path of a unix socket is at most {_MAX_PATH} bytes long")
-        return Address(text, path=path)
-    if text.startswith("fd:"):
-        if not re.fullmatch(r"fd:[0-9]{1,7}", text):
-            raise ValueError(f"{text!r} is no descriptor number; write fd:3")
-        return Address(text, fd=int(text[3:]))
-    host, colon, port = text.rpartition(":")
-    if not colon or text.endswith("]"):
-        if re.fullmatch(r"[0-9]{1,5}", text):
-            raise ValueError(f"{text!r} has no colon; write :{text} or 127.0.0.1:{text}")
-        raise ValueError(f"{text!r} has no port; write {text}:8000")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-        if not host:
-            raise ValueError(f"{text!r}: the brackets are empty; write [::]:{port} or :{port}")
-    elif ":" in host:
-        raise ValueError(f"{text!r}: an IPv6 address stands in brackets, as in [::1]:8000")
-    if not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
-        raise ValueError(f"{text!r}: {port!r} is no port (0 to 65535)")
-    return Address(text, host=host, port=int(port))
 
 
 @dataclass(slots=True, eq=False)
@@ -179,7 +133,7 @@ def bind(
 
     Raises ValueError for an address that cannot be read.
     """
-    wanted = [parse(address) for address in addresses]
+    wanted = [parse_address(address) for address in addresses]
     passed = take_activation(os.environ if environ is None else environ)
     if passed and not any(address.fd is not None for address in wanted):
         sockets = "the socket" if len(passed) == 1 else f"the {len(passed)} sockets"
