@@ -327,7 +327,8 @@ def asleep(server, until) -> int:
 
 def test_term_lets_a_request_finish_and_refuses_new_ones(prefork_process, until):
     server = prefork_process(APP, "-w", "2")
-    client = server.connect().send("GET /sleep/0.5 HTTP/1.1\r\nHost: x\r\n\r\n")
+    # Long: a SYN that comes while the door is being closed is sent again by the kernel after a second.
+    client = server.connect().send("GET /sleep/3 HTTP/1.1\r\nHost: x\r\n\r\n")
     asleep(server, until)
     server.signal(signal.SIGTERM)
     server.wait_for_log("draining 2 workers")
