@@ -7,6 +7,19 @@
     ├── LocalProtocolError               our side misused HTTP
     ├── RemoteProtocolError              the peer did
     │   └── FormError (ValueError)       a form body that cannot be parsed (in message/form.py)
+    ├── TransportError(op, url, addr, phase, retryable)   a request of a client failed
+    │   ├── ConnectError                 no connection: DNS, refused, unreachable
+    │   ├── TLSError                     the handshake failed, or the certificate is not trusted
+    │   ├── ProxyError                   the proxy refused, or is no proxy
+    │   ├── ConnectionLost               the connection ended before the response did
+    │   │   └── ServerClosedIdle         ... as the request was sent on a kept connection
+    │   ├── MalformedResponse (also RemoteProtocolError)   the server's answer is not HTTP
+    │   ├── BodyTooLarge                 a response larger than `max_body_bytes`
+    │   ├── RequestBodyError             the request's body failed, or has another length than declared
+    │   ├── DecodingError                a content coding that cannot be decoded
+    │   ├── ResponseStatusError (also StatusError)   what raise_for_status() raises
+    │   ├── TooManyRedirects             the server sends us round and round
+    │   └── ConnectTimeout, TLSTimeout, PoolTimeout, ResponseHeaderTimeout, ClientTimeout (also HTTPTimeout)
     ├── HTTPTimeout (also TimeoutError)  a deadline passed
     ├── CookieError                      a cookie that RFC 6265 does not allow
     └── ServerClosed                     serve() after shutdown() or close()
@@ -18,6 +31,8 @@ HTTP does not allow; nothing in this process is wrong.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class HTTPError(Exception):
@@ -79,6 +94,177 @@ class RemoteProtocolError(HTTPError):
 
 class HTTPTimeout(HTTPError, TimeoutError):
     """A deadline of this exchange passed."""
+
+
+class TransportError(HTTPError):
+    """A request of a client failed (Go: url.Error).
+
+    op: the method, capitalised ("Get"). url: the URL without its password. addr: the "host:port"
+    (or proxy) that the connection was for, "" before that is known. phase: where it failed:
+    "request", "proxy", "pool", "dns", "dial", "tls", "write", "header", "body", "redirect" or "response".
+    retryable: True when the server cannot have acted on the request, so that sending it again
+    cannot do anything twice. `__cause__` is the error of the operating system, if there was one.
+
+        try:
+            response = await client.get(url)
+        except http.TransportError as error:
+            log.warning("%s (phase %s, safe to retry: %s)", error, error.phase, error.retryable)
+    """
+
+    phase = ""
+    retryable = False
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        op: str = "",
+        url: str = "",
+        addr: str = "",
+        phase: str = "",
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.text = text
+        self.op = op
+        self.url = url
+        self.addr = addr
+        if phase:
+            self.phase = phase
+        if retryable is not None:
+            self.retryable = retryable
+
+    def __str__(self) -> str:
+        return f'{self.op} "{self.url}": {self.text}' if self.url else self.text
+
+
+class ConnectError(TransportError):
+    """No connection was made: the name has no address, or nobody could be reached there."""
+
+    phase = "dial"
+    retryable = True
+
+
+class TLSError(TransportError):
+    """The TLS handshake failed, or the certificate is not one to trust for this host."""
+
+    phase = "tls"
+    retryable = True
+
+
+class ProxyError(TransportError):
+    """The proxy could not be used, refused the connection, or does not speak its protocol."""
+
+    phase = "proxy"
+    retryable = True
+
+
+class ConnectionLost(TransportError):
+    """The connection ended, or broke, before the response was complete."""
+
+    phase = "header"
+
+
+class ServerClosedIdle(ConnectionLost):
+    """The server closed a kept connection while the request was on its way (Go: errServerClosedIdle).
+
+    Not retried by itself only when sending the request again could do something twice.
+    """
+
+
+class MalformedResponse(TransportError, RemoteProtocolError):
+    """The server sent what HTTP does not allow; the connection is closed."""
+
+    phase = "header"
+
+    def __init__(self, text: str, **where: Any) -> None:
+        TransportError.__init__(self, text, **where)
+
+
+class BodyTooLarge(TransportError):
+    """An awaited response has a larger body than `limit` bytes (`max_body_bytes`)."""
+
+    phase = "body"
+
+    def __init__(self, limit: int, **where: Any) -> None:
+        super().__init__(
+            f"response body larger than {limit} bytes (max_body_bytes): stream it with `async with`, "
+            "or raise the limit",
+            **where,
+        )
+        self.limit = limit
+
+
+class RequestBodyError(TransportError):
+    """The request's body raised an error, or did not have the length that was declared."""
+
+    phase = "write"
+
+
+class DecodingError(TransportError):
+    """The body is not what its Content-Encoding says."""
+
+    phase = "body"
+
+
+class ResponseStatusError(TransportError, StatusError):
+    """What `response.raise_for_status()` raises for 4xx and 5xx; `response` is the response.
+
+    status: the response's. Not caught by a handler it is a failure of that handler like any other.
+    """
+
+    phase = "response"
+
+    def __init__(self, response: Any) -> None:
+        request = response.request
+        TransportError.__init__(
+            self,
+            f"{response.status} {response.reason}".rstrip(),
+            op=request.method.capitalize() if request is not None else "",
+            url=request._peek_url().redacted() if request is not None else "",
+        )
+        self.status = response.status
+        self.response = response
+
+    __str__ = TransportError.__str__
+
+
+class TooManyRedirects(TransportError):
+    """More redirects than `check_redirect` allows; `response` is the last one, its body closed."""
+
+    phase = "redirect"
+    response: Any = None
+
+
+class ConnectTimeout(TransportError, HTTPTimeout):
+    """No connection within `dial_timeout`."""
+
+    phase = "dial"
+    retryable = True
+
+
+class TLSTimeout(TransportError, HTTPTimeout):
+    """No TLS session within `tls_handshake_timeout` (Go: TLS handshake timeout)."""
+
+    phase = "tls"
+    retryable = True
+
+
+class PoolTimeout(TransportError, HTTPTimeout):
+    """The client's timeout passed while the request waited for a connection to become free."""
+
+    phase = "pool"
+    retryable = True
+
+
+class ResponseHeaderTimeout(TransportError, HTTPTimeout):
+    """No response header within `response_header_timeout` after the request was written."""
+
+    phase = "header"
+
+
+class ClientTimeout(TransportError, HTTPTimeout):
+    """The client's total timeout passed; `phase` tells what was being waited for."""
 
 
 class CookieError(HTTPError, ValueError):

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prefork.http.message.request import Request
-
 if TYPE_CHECKING:
+    from prefork.http.message.request import Request
     from prefork.http.message.url import URL
 
 
 def with_url(r: Request, url: URL, plain_path: str | None = None) -> Request:
     """A copy of `r` for `url`. plain_path: the path when it needs no unescaping, else None."""
     r._more()  # made before the copy, so that both have the same one
-    copy = Request.__new__(Request)
-    for name in Request.__slots__:
-        setattr(copy, name, getattr(r, name))
+    r._body = r.body  # as well
+    copy = r._shallow_copy()
     copy._url = url
     copy._plain_path = plain_path
     return copy

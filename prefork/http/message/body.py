@@ -30,7 +30,7 @@ class BodySource(Protocol):
         """A reader is served for now: stop the clock."""
 
     def body_refused(self) -> None:
-        """The rest will not be read: the connection cannot serve another message."""
+        """The rest will not be read: the connection cannot serve another message, unless it is short."""
 
 
 class Body:

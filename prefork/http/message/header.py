@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, overload
 
-from prefork.http.message.grammar import is_token
+from prefork.http.message.grammar import OWS, is_token
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -158,3 +158,20 @@ class Header:
 
     def __repr__(self) -> str:
         return f"Header({list(self.items())!r})"
+
+
+def parse_fields(head: str) -> dict[str, list[str]]:
+    """The fields of a received head, by canonical name; its syntax has been checked already."""
+    fields: dict[str, list[str]] = {}
+    for line in head.split("\r\n")[1:-2]:
+        name, _, value = line.partition(":")
+        name = canonical_header_key(name)
+        values = fields.get(name)
+        if values is None:
+            fields[name] = [value.strip(OWS)]
+        else:
+            values.append(value.strip(OWS))
+    # Go: a message of HTTP/1.0 days that says Pragma means Cache-Control.
+    if "Pragma" in fields and fields["Pragma"][0] == "no-cache" and "Cache-Control" not in fields:
+        fields["Cache-Control"] = ["no-cache"]
+    return fields

@@ -8,9 +8,9 @@ made from it the first time somebody asks.
 from __future__ import annotations
 
 import asyncio
-import codecs
 import contextlib
 import json
+import re
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefork.http.errors import AbortHandler, LocalProtocolError, StatusError
@@ -19,18 +19,20 @@ from prefork.http.message.body import Body
 from prefork.http.message.cookie import Cookie, read_cookies
 from prefork.http.message.form import MAX_FORM_BYTES, parse_form
 from prefork.http.message.grammar import OWS, ascii_lower, is_token
-from prefork.http.message.header import Header, canonical_header_key
+from prefork.http.message.header import Header, parse_fields
+from prefork.http.message.query import quoted
+from prefork.http.message.source_body import BodyLike, SourceBody, source_body
+from prefork.http.message.text import decode_text
 from prefork.http.message.url import URL
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Generator
+    from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping
     from concurrent.futures import Executor
 
     from prefork.http.message.multipart import MultipartForm
 
 
-# Codecs of Python's that are no charset of any text. The client names it: punycode takes quadratic time.
-_NO_CHARSETS = frozenset({"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"})
+_USUAL_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class RequestOwner(Protocol):
@@ -100,11 +102,18 @@ class Request:
         http.Request("GET", "http://example.com/items/7?full=1", header={"Accept": "text/html"})
 
     method: a token, case-sensitive. url: a URL or its text. header: a Header, a mapping or
-    pairs. body: bytes, str (sent as UTF-8), a Body, or None for none. host: what goes into
-    the Host field; None takes it from the URL.
+    pairs. host: what goes into the Host field; None takes it from the URL. close: end the
+    connection after the exchange. trailer: fields to send behind the body, which is then chunked.
 
-    Raises ValueError for a method that is no token and URLError (a ValueError) for a URL
-    that cannot be parsed.
+    body: what to send, or None for nothing: bytes, str (as UTF-8), a binary file, an async
+    iterator of bytes, or a Body. content_length: its length in bytes, when that is not known
+    from the body itself; None for unknown (the body is chunked). get_body: called without
+    arguments for the same body from its start, when a redirect or a retry needs it again; bytes
+    and files that can seek need none. A file is read from where it stands; the Client closes it
+    when the request is done.
+
+    Raises ValueError for a method that is no token or a negative length, URLError (a ValueError)
+    for a URL that cannot be parsed, TypeError for a body of another type.
 
     content_length is the body's length in bytes, -1 when it is unknown (chunked).
     request_uri is the request target exactly as received. close tells that the connection
@@ -113,6 +122,8 @@ class Request:
 
     __slots__ = (
         "_body",
+        "_content",
+        "_deadline",
         "_extra",
         "_head",
         "_header",
@@ -120,7 +131,9 @@ class Request:
         "_owner",
         "_path_values",
         "_plain_path",
+        "_target",
         "_url",
+        "_url_text",
         "close",
         "content_length",
         "host",
@@ -141,7 +154,11 @@ class Request:
     _head: str  # the received head, "" on a request made by a program
     _header: Header | None
     _url: URL | None
+    _url_text: str  # what `_target` was made of; `_url` is parsed from it when somebody asks
+    _target: Target | None  # where it leads, as long as nobody has had the URL to change it
     _body: Body | None
+    _content: bytes | None  # the body of a request to be sent, when it is all here
+    _deadline: float | None  # the loop's time by which a request to be sent must be answered
     _owner: RequestOwner | None
     _extra: dict[str, Any] | None  # what few requests have: trailer, forms, transfer_encoding, ...
 
@@ -150,52 +167,107 @@ class Request:
         method: str,
         url: str | URL,
         *,
-        header: Header | dict[str, str] | list[tuple[str, str]] | None = None,
-        body: bytes | str | Body | None = None,
+        header: Header | Mapping[str, str] | Iterable[tuple[str, str]] | None = None,
+        body: BodyLike | None = None,
         host: str | None = None,
+        trailer: Header | Mapping[str, str] | None = None,
+        content_length: int | None = None,
+        get_body: Callable[[], BodyLike] | None = None,
+        close: bool = False,
     ) -> None:
-        method = method or "GET"
-        if not is_token(method):
-            raise ValueError(f"net/http: invalid method {method!r}")
+        if method not in _USUAL_METHODS:
+            method = method or "GET"
+            if not is_token(method):
+                raise ValueError(f"net/http: invalid method {quoted(method)}")
         self.method = method
-        self._url = url if isinstance(url, URL) else URL.parse(url)
+        self._target = target = None
+        if isinstance(url, str):
+            target = _targets[url] if url in _targets else _find_target(url)
+            if target is not None:
+                self._target = target
+                self._url_text = url
+        if target is not None:
+            self._url = None
+            self.host = target.host if host is None else host
+        else:
+            self._url = parsed = url if isinstance(url, URL) else URL.parse(url)
+            self.host = parsed.host.removesuffix(":") if host is None else host
         self.proto = "HTTP/1.1"
-        self.host = self._url.host if host is None else host
-        self.close = False
+        self.close = close
         self.pattern = ""
         self._plain_path = None
         self._is_usual = False
         self._path_values = None
         self._head = ""
-        self._header = header if isinstance(header, Header) else Header(header)
+        self._header = header if header is None or isinstance(header, Header) else Header(header)
         self._owner = None
         self._extra = None
+        self._deadline = None
+        self._body = None
+        if body is None:
+            self._content = None
+            self.content_length = 0
+        else:
+            self._set_source(body)
+        if content_length is not None:
+            if content_length < 0:
+                raise ValueError(f"content_length must not be negative: {content_length}")
+            self.content_length = content_length
+        if trailer is not None:
+            self._more()["trailer"] = trailer if isinstance(trailer, Header) else Header(trailer)
+        if get_body is not None:
+            self._more()["get_body"] = get_body
+
+    def _set_source(self, body: BodyLike) -> None:
+        """Take over what a program wants to be sent."""
         if isinstance(body, str):
             body = body.encode()
-        if body is None or isinstance(body, bytes | bytearray | memoryview):
-            self._body = Body.of(bytes(body or b""))
-            self.content_length = self._body.content_length
-        elif isinstance(body, Body):
-            self._body = body
-            self.content_length = body.content_length
+        if isinstance(body, bytes | bytearray | memoryview):
+            self._content = bytes(body)
+            self._body = None
+            self.content_length = len(self._content)
         else:
-            raise TypeError(f"body must be bytes, str, Body or None, not {type(body).__name__}")
+            self._content = None
+            self._body = body if isinstance(body, Body) else source_body(body)
+            self.content_length = self._body.content_length
+
+    @property
+    def get_body(self) -> Callable[[], BodyLike] | None:
+        """Gives the body from its start once more; None when it can be sent only once (Go: GetBody)."""
+        if self._extra is not None and "get_body" in self._extra:
+            return self._extra["get_body"]  # type: ignore[no-any-return]
+        content = self._content
+        if content is not None:
+            return lambda: content
+        return self._body.again if isinstance(self._body, SourceBody) else None
+
+    @get_body.setter
+    def get_body(self, get_body: Callable[[], BodyLike] | None) -> None:
+        self._more()["get_body"] = get_body
 
     # The head.
 
     @property
     def url(self) -> URL:
         """The parsed request target (Go: Request.URL)."""
-        url = self._url
-        if url is None:
-            url = self._url = _parse_target(self.method, self.request_uri)
-        self._plain_path = None  # whoever has the URL may change its path
+        url = self._peek_url()
+        self._plain_path = self._target = None  # whoever has the URL may change it
         return url
 
     @url.setter
     def url(self, url: URL) -> None:
         self._url = url
-        self._plain_path = None
+        self._plain_path = self._target = None
+
+    def _peek_url(self) -> URL:
+        """The URL, for those who only read it."""
+        url = self._url
+        if url is None:
+            received = bool(self._head)
+            url = self._url = (
+                _parse_target(self.method, self.request_uri) if received else URL.parse(self._url_text)
+            )
+        return url
 
     @property
     def header(self) -> Header:
@@ -315,12 +387,14 @@ class Request:
         """The body's reader; on a request without one it is at its end."""
         body = self._body
         if body is None:
-            body = self._body = Body.of(b"")
+            content = None if self._head else self._content
+            body = self._body = Body.of(content or b"")
         return body
 
     @body.setter
     def body(self, body: Body) -> None:
         self._body = body
+        self._content = None
 
     @property
     def trailer(self) -> Header:
@@ -332,18 +406,11 @@ class Request:
 
     async def text(self) -> str:
         """The whole body as str: the charset of Content-Type, else UTF-8 (bad bytes become U+FFFD)."""
-        charset = "utf-8"
-        for part in self.header.get("Content-Type", "").split(";")[1:]:
-            key, _, value = part.partition("=")
-            if ascii_lower(key.strip(OWS)) == "charset":
-                charset = value.strip(OWS).strip('"')
         data = await self.body.read()
         try:
-            if codecs.lookup(charset).name in _NO_CHARSETS:
-                raise LookupError
-            return data.decode(charset, "replace")
-        except (LookupError, ValueError):  # ValueError: the name cannot even be looked up
-            raise StatusError(415, f"unknown charset {charset!r}") from None
+            return decode_text(data, self.header.get("Content-Type", ""))
+        except LookupError as error:
+            raise StatusError(415, str(error)) from None
 
     async def json(self) -> Any:
         """The whole body parsed as JSON. StatusError(400) when it is none: uncaught, it is the answer."""
@@ -500,15 +567,21 @@ class Request:
             self._extra = {}
         return self._extra
 
-    def clone(self) -> Request:
-        """A copy whose URL, header, trailer and forms are its own; the body is shared (Go: Clone)."""
+    def _shallow_copy(self) -> Request:
         copy = Request.__new__(Request)
         for name in Request.__slots__:
-            setattr(copy, name, getattr(self, name))
+            if hasattr(self, name):  # a received request lacks what only sending needs
+                setattr(copy, name, getattr(self, name))
+        return copy
+
+    def clone(self) -> Request:
+        """A copy whose URL, header, trailer and forms are its own; the body is shared (Go: Clone)."""
+        copy = self._shallow_copy()
         copy._url = self._url.clone() if self._url is not None else None
         copy._header = self.header.clone()
         copy._path_values = dict(self._path_values) if self._path_values else None
-        copy._body = self.body
+        if copy._body is None and self._head:
+            copy._body = self.body
         if self._extra is not None:
             copy._extra = extra = dict(self._extra)
             for form in ("form", "post_form"):
@@ -521,7 +594,7 @@ class Request:
         return copy
 
     def __repr__(self) -> str:
-        return f"<Request {self.method} {self.request_uri or self._url} {self.proto}>"
+        return f"<Request {self.method} {self.request_uri or self._peek_url().redacted()} {self.proto}>"
 
 
 def _parse_target(method: str, target: str) -> URL:
@@ -533,22 +606,48 @@ def _parse_target(method: str, target: str) -> URL:
     return URL.parse_request_uri(target)
 
 
-_KEPT_ELSEWHERE = frozenset({"Host", "Transfer-Encoding"})
-
-
 def _parse_header(head: str) -> Header:
-    """The Header of a received head; its syntax has been checked already."""
-    fields: dict[str, list[str]] = {}
-    for line in head.split("\r\n")[1:-2]:
-        name, _, value = line.partition(":")
-        name = canonical_header_key(name)
-        if name not in _KEPT_ELSEWHERE:
-            values = fields.get(name)
-            if values is None:
-                fields[name] = [value.strip(OWS)]
-            else:
-                values.append(value.strip(OWS))
-    # Go: a message of HTTP/1.0 days that says Pragma means Cache-Control.
-    if "Pragma" in fields and fields["Pragma"][0] == "no-cache" and "Cache-Control" not in fields:
-        fields["Cache-Control"] = ["no-cache"]
+    """The Header of a received request's head."""
+    fields = parse_fields(head)
+    fields.pop("Host", None)
+    fields.pop("Transfer-Encoding", None)
     return Header._of(fields)
+
+
+class Target:
+    """Where the text of a URL leads, for a request that nobody looks at more closely.
+
+    scheme, host (with its port), uri (path and query), addr ("host:port" with the port filled in)
+    and key, by which a Transport's pool knows connections that go there directly. get_head: the
+    head of a GET without anything special, when one has been sent.
+    """
+
+    __slots__ = ("addr", "get_head", "host", "key", "scheme", "uri")
+
+    def __init__(self, scheme: str, host: str, uri: str) -> None:
+        self.scheme = scheme
+        self.host = host
+        self.uri = uri
+        self.addr = host if ":" in host else f"{host}:{'80' if scheme == 'http' else '443'}"
+        self.key = f"|{scheme}|{self.addr}"
+        self.get_head = b""
+
+
+# The usual URL: it is sent as it is written, and parsing it would neither change nor refuse it.
+_usual_url = re.compile(
+    r"(https?)://([a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[1-9][0-9]{0,4})?)(/[A-Za-z0-9/._~-]*)?(\?[A-Za-z0-9/._~=&+%-]*[A-Za-z0-9=])?"
+).fullmatch
+
+_targets: dict[str, Target | None] = {}
+_TARGETS_LIMIT = 1024  # texts remembered; most programs ask for few, in a loop
+
+
+def _find_target(text: str) -> Target | None:
+    """The target of a URL's text; None when the URL must be parsed to know."""
+    match = _usual_url(text)
+    target = Target(match[1], match[2], (match[3] or "/") + (match[4] or "")) if match else None
+    if len(text) <= 256:
+        if len(_targets) >= _TARGETS_LIMIT:
+            _targets.clear()
+        _targets[text] = target
+    return target

@@ -29,6 +29,7 @@ from prefork.http.errors import (
     MaxBytesError,
     RemoteProtocolError,
     StatusError,
+    TransportError,
 )
 from prefork.http.handler import DONE
 from prefork.http.handlers import replies
@@ -633,11 +634,12 @@ class Connection(asyncio.Protocol):
         gone = self._reading == GONE
         if isinstance(error, HandlerExit) and error.__cause__ is not None:
             error = error.__cause__
-        if isinstance(error, StatusError):
+        of_a_client = isinstance(error, TransportError)  # not of this connection: the handler called somebody
+        if isinstance(error, StatusError) and not of_a_client:
             status, text = error.status, error.text or status_text(error.status)
-        elif isinstance(error, RemoteProtocolError) and error.status_hint:
+        elif isinstance(error, RemoteProtocolError) and not of_a_client and error.status_hint:
             status, text = error.status_hint, error.text
-        elif isinstance(error, HTTPTimeout):
+        elif isinstance(error, HTTPTimeout) and not of_a_client:
             status, text = 408, str(error)
         else:
             status, text = 500, "Internal Server Error"
@@ -660,7 +662,7 @@ class Connection(asyncio.Protocol):
         else:
             w._abandon()
             self._writer = w = ResponseWriter(self, r)
-            if not isinstance(error, StatusError) or isinstance(error, MaxBytesError):
+            if of_a_client or not isinstance(error, StatusError) or isinstance(error, MaxBytesError):
                 w.header["Connection"] = "close"
             replies.error(w, text, status)
             self._finished(w)
