@@ -1,0 +1,1 @@
+"""Go's Client and Transport: the outbound half."""
