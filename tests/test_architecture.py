@@ -40,7 +40,7 @@ IN_FUNCTIONS: dict[str, set[str]] = {"prefork.workers.boot": {"master"}}
 # area -> the libraries it may import besides the standard one.
 LIBRARIES: dict[str, set[str]] = {
     "workers": {"uvloop", "httptools", "setproctitle"},
-    "http": {"httptools", "multipart"},
+    "http": {"httptools", "multipart", "idna", "publicsuffixlist", "certifi", "truststore"},
     "master": {"setproctitle"},
 }
 FORBIDDEN: dict[str, set[str]] = {"master": {"asyncio", "http", "concurrent", "multiprocessing"}}
