@@ -18,14 +18,6 @@ FOLDER = HERE.parent.parent / "shared" / "vectors"
 EXCEPTIONS: dict[str, dict[str, str]] = runpy.run_path(str(HERE / "vector_exceptions.py"))["EXCEPTIONS"]
 
 NOT_HERE_YET = {
-    "client": [
-        *("client_*", "golden_client_*", "golden_redirect_behavior", "golden_is_domain_or_subdomain"),
-        *("request_write", "response_*", "golden_response_read", "http1_bad_responses"),
-        *("golden_canonical_addr", "golden_remove_zone", "host_punycode", "host_remove_port"),
-    ],
-    "transport": ["transport_*"],
-    "proxies of the client": ["proxy_*"],
-    "cookie jar": ["cookiejar_*", "golden_cookiejar_*"],
     "reverse proxy": ["reverseproxy_*", "golden_reverseproxy_*"],
     "files": ["fs_*", "range_*", "mime_builtin_types"],
     "cross-origin protection": ["csrf_*"],

@@ -16,6 +16,11 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "cookie_valid": {
         "http: nil Cookie": "a method has an object: there is no nil cookie",
     },
+    "golden_client_wire": {
+        "GET headers sorted": "a Header has one spelling per name, the canonical one",
+        "GET stream with data is chunked (probe)": "what was read to see if there is a body is one chunk",
+        "response 101 without upgrade headers": "a protocol is switched only when that was asked for",
+    },
     "golden_mux_serve": {
         "21": "the space in the target makes the request line malformed; no mux or URL ever sees it",
     },
@@ -25,6 +30,14 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "29": "a repeated Content-Length is refused",
         "38": "white space behind a chunk size is refused: RFC 9112 has none there",
         "48": "HTTP/2 is refused with 505; no handler can do anything with the preface",
+    },
+    "golden_response_read": {
+        "1": "bare LF is refused",
+        "3": "two spaces before the status are refused",
+        "8": "Transfer-Encoding with Content-Length is refused: smuggling",
+        "10": "Transfer-Encoding on HTTP/1.0 is refused",
+        "17": "white space before a colon is refused",
+        "18": "folded lines are refused",
     },
     "golden_server_wire": {
         "status 99 panics": "an exception before anything was sent is answered with 500",
@@ -61,6 +74,20 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "1": "HTTP/1.1 without Host is refused: Go's server does so too, one step later",
         "4": "a repeated Content-Length is refused",
     },
+    "request_write": {
+        "7": "a Header has one spelling per name, the canonical one",
+        "8": "a request of a Transport has a scheme: to a proxy it names the whole URL",
+    },
+    "response_read": {
+        "3": "Transfer-Encoding with Content-Length is refused: smuggling",
+        "9": "Transfer-Encoding on HTTP/1.0 is refused",
+    },
+    "response_read_errors": {
+        "8": "HTTP/2 is refused: it is not spoken on this connection",
+        "13": "a repeated Content-Length is refused",
+        "14": "a repeated Content-Length is refused",
+    },
+    "response_write": {"*": "a Response is received, not written; a handler copies it with a ResponseWriter"},
     "server_connection_reuse": {
         "1": "a body that waits for 100 Continue in vain ends the connection; Go's own test skips this row",
     },
@@ -73,6 +100,12 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     },
     "server_validates_host_header": {
         "12": "HTTP/2 is refused with 505; no handler can do anything with the preface",
+    },
+    "transport_invalid_requests": {
+        "nil URL": "a Request always has a URL",
+    },
+    "transport_should_retry": {
+        "1": "an error of HTTP/2, which is not spoken here",
     },
     "url_parse_errors": {
         "13": "the reason says that it is no IPv6 address, not at which character that shows",
