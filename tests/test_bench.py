@@ -1,5 +1,5 @@
 """The benchmark: its tables, verdicts and picture from canned numbers, its checks against servers that answer
-wrong, its processes, and one tiny real run of the floor where wrk is installed."""
+wrong, its processes, and tiny real runs of the floors where wrk and nginx are installed."""
 
 from __future__ import annotations
 
@@ -22,9 +22,23 @@ if TYPE_CHECKING:
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 try:
-    from benchlib import cases, load, peers, picture, process, report, runner, targets
+    from benchlib import (
+        cases,
+        client_load,
+        clients,
+        load,
+        peers,
+        picture,
+        process,
+        report,
+        runner,
+        sides,
+        targets,
+    )
 finally:
     sys.path.remove(str(SCRIPTS))
+
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 
 
 def sample(cpu: float) -> dict[str, float]:
@@ -96,6 +110,42 @@ def results() -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def client_results(results: dict[str, Any]) -> dict[str, Any]:
+    """A run of clients; in `get-64` prefork meets the lesser target against Go, not the stretch."""
+    results["settings"]["client"] = True
+    results["versions"] |= {"httpx": "0.28.1", "aiohttp": "3.14.5", "nginx": "1.22.1", "go": "1.27.3"}
+    results["cases"] = {
+        "get-64": {
+            "prefork": place({"cpu_us": 17.0}, {"cpu_us": 18.0}),
+            "floor": place({"cpu_us": 7.0}),
+            "go": place({"cpu_us": 16.0}),
+            "aiohttp": place({"cpu_us": 50.0}),
+            "httpx": place({"cpu_us": 4000.0}),
+        },
+        "get-1": {
+            "prefork": place({"p50_us": 66.0, "cpu_us": 36.0}),
+            "go": place({"p50_us": 60.0, "cpu_us": 47.0}),
+            "httpx": place(failed=("LoadFailed: the client left with status 1",)),
+        },
+        "download": {
+            "prefork": place({"cpu_ms": 25.0, "grown_mib": 1.5}),
+            "go": place({"cpu_ms": 20.0, "grown_mib": 0.5}),
+        },
+        "pool": {
+            "prefork": place(
+                {
+                    "hosts_ratio": 1.02,
+                    "rotate_ratio": 1.4,
+                    "waiting_ratio": 1.31,
+                    "one_us": 15.0,
+                }
+            )
+        },
+    }
+    return results
+
+
 # --- what is made of the numbers -------------------------------------------------------------
 
 
@@ -126,6 +176,7 @@ def test_targets_are_judged_by_the_figures_of_the_run(results: dict[str, Any]) -
 def test_every_load_case_has_a_target() -> None:
     judged = {target.case for target in targets.TARGETS}
     assert judged == set(cases.CASES)
+    assert {target.case for target in targets.CLIENT_TARGETS} == set(clients.CASES)
 
 
 def test_terminal_report(results: dict[str, Any]) -> None:
@@ -184,13 +235,13 @@ def test_markdown_table(results: dict[str, Any]) -> None:
 
 def test_readme_block_is_replaced(results: dict[str, Any], tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    readme.write_text(f"before\n{sides.SERVER.begin}\nold\n{sides.SERVER.end}\nafter\n")
     report.replace_block(readme, report.markdown([results]).splitlines())
     text = readme.read_text()
     report.replace_block(readme, report.markdown([results]).splitlines())
     assert readme.read_text() == text
-    assert text.startswith(f"before\n{report.BEGIN}\n\n**CPython 3.13.0**")
-    assert text.endswith(f"\n\n{report.END}\nafter\n")
+    assert text.startswith(f"before\n{sides.SERVER.begin}\n\n**CPython 3.13.0**")
+    assert text.endswith(f"\n\n{sides.SERVER.end}\nafter\n")
     assert "old" not in text
 
 
@@ -213,6 +264,81 @@ def test_picture_is_well_formed_and_has_every_panel(results: dict[str, Any]) -> 
     width = float(root.attrib["width"])
     assert len(list(root.iter(f"{name}g"))) == 3
     assert all(float(bar.attrib["width"]) <= width for bar in root.iter(f"{name}rect"))
+
+
+def test_targets_of_clients_are_judged(client_results: dict[str, Any]) -> None:
+    verdicts = {
+        (v.target.case, v.target.to, v.target.figure, v.target.stretch): v
+        for v in targets.judge(client_results)
+    }
+    assert {key: verdict.met for key, verdict in verdicts.items()} == {
+        ("get-64", "go", "cpu_us", False): True,
+        ("get-64", "go", "cpu_us", True): False,
+        ("get-64", "aiohttp", "cpu_us", False): True,
+        ("get-1", "go", "p50_us", False): True,
+        ("download", "go", "cpu_ms", False): False,
+        ("download", None, "grown_mib", False): True,
+        ("pool", None, "hosts_ratio", False): True,
+        ("pool", None, "waiting_ratio", False): False,
+    }
+    text = targets.describe(verdicts["get-64", "go", "cpu_us", True])
+    assert text.startswith("MISSED  get-64         <= 1 x go (stretch)  ")
+    assert "25.00 / 20.00 ms (go)" in targets.describe(verdicts["download", "go", "cpu_ms", False])
+
+
+def test_terminal_report_of_clients(client_results: dict[str, Any]) -> None:
+    text = report.text(client_results)
+    assert "the client on one core, nginx on another" in text
+    assert "aiohttp 3.14.5, nginx 1.22.1, go 1.27.3" in text
+    assert "wrk" not in text
+    assert "  httpx failed: LoadFailed: the client left with status 1" in text
+    summary = report.summary(client_results).splitlines()
+    assert [line.split() for line in summary[1:3]] == [
+        ["get-64", "17.50", "CPU", "µs/req", "1.09", "2.50", "0.35", "aiohttp"],
+        ["get-1", "66.00", "p50", "µs", "1.10", "-", "-"],
+    ]
+    assert "targets: 5 of 8 met" in text
+
+
+def test_markdown_table_of_clients(client_results: dict[str, Any]) -> None:
+    text = report.markdown([client_results])
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")
+    ]
+    assert rows[0] == ["", "**prefork**", "uvloop floor", "Go net/http", "aiohttp", "httpx"]
+    assert rows[2:] == [
+        ["GET, 64 at once over keep-alive", "**17.50**", "7.00", "16.00", "50.00", "4,000"],
+        ["GET, one at a time, p50 µs", "**66.00**", "", "60.00", "", ""],
+        ["GET, one at a time, CPU µs/req", "**36.00**", "", "47.00", "", ""],
+        ["download of 100 MiB, streamed, CPU ms", "**25.00**", "", "20.00", "", ""],
+        ["download of 100 MiB, streamed, RSS growth MiB", "**1.50**", "", "0.50", "", ""],
+        ["pool, 1,000 hosts / one", "**1.02**", "", "", "", ""],
+        ["pool, in turn / one", "**1.40**", "", "", "", ""],
+        ["pool, 10,000 waiting / none", "**1.31**", "", "", "", ""],
+    ]
+
+
+def test_the_readme_has_a_block_for_each_half(client_results: dict[str, Any], tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    server, client = sides.SERVER, sides.CLIENT
+    readme.write_text(f"{server.begin}\nservers\n{server.end}\n{client.begin}\nold\n{client.end}\n")
+    report.replace_block(readme, report.markdown([client_results]).splitlines(), client)
+    text = readme.read_text()
+    assert text.startswith(f"{server.begin}\nservers\n{server.end}\n{client.begin}\n\n**CPython 3.13.0**")
+    assert "old" not in text
+
+
+def test_picture_of_clients(client_results: dict[str, Any]) -> None:
+    root = xml.etree.ElementTree.fromstring(picture.svg(client_results))
+    name = "{http://www.w3.org/2000/svg}"
+    texts = [element.text for element in root.iter(f"{name}text")]
+    assert {"median latency in µs", "CPU ms per download", "uvloop floor", "4,000"} <= set(texts)
+    assert len(list(root.iter(f"{name}g"))) == 3
+    # A bar far longer than the others is cut: these must stay apart.
+    width = {bar.attrib["y"]: float(bar.attrib["width"]) for bar in root.find(f"{name}g").iter(f"{name}rect")}
+    _floor, go, prefork, aiohttp, httpx = width.values()
+    assert httpx == aiohttp
+    assert prefork - go > 3
 
 
 def test_cases_of_one_load_are_run_together() -> None:
@@ -266,6 +392,79 @@ def test_wrk_output_is_read() -> None:
 def test_errors_of_wrk_fail_the_sample(output: str, message: str) -> None:
     with pytest.raises(load.LoadFailed, match=message):
         load.parse_wrk(output)
+
+
+# --- clients ---------------------------------------------------------------------------------
+
+
+def test_only_prefork_has_its_pool_measured() -> None:
+    plan = runner.Plan(
+        cases=["get-1", "pool"],
+        peers=["prefork", "go"],
+        rounds=1,
+        seconds=1,
+        server_core=None,
+        client_core=None,
+        client=True,
+    )
+    found = [[(entrant.peer.name, entrant.case.name) for entrant in row] for row in runner.entrants(plan)]
+    assert found == [[("prefork", "get-1"), ("go", "get-1")], [("prefork", "pool")]]
+
+
+def test_figures_of_a_client() -> None:
+    counts = client_load.parse(
+        'a warning\n{"requests": 1000, "seconds": 2.0, "cpu_seconds": 0.5, "p50_us": 90.04, "p99_us": 200.5, '
+        '"peak_mib": 30.0, "grown_mib": 1.25}\n'
+    )
+    latency = client_load.figures(clients.CASES["get-1"], counts)
+    assert (latency["p50_us"], latency["cpu_us"], latency["rps"]) == (90.04, 500.0, 500.0)
+    assert latency["busy"] == 0.25
+    download = client_load.figures(clients.CASES["download"], counts)
+    assert (download["cpu_ms"], download["grown_mib"]) == (0.5, 1.25)
+    assert "cpu_us" not in download
+
+
+def test_figures_of_the_pool_are_ratios_to_one_host() -> None:
+    found = {
+        name: {"requests": 1000, "cpu_seconds": cpu, "connections": 10_000}
+        for name, cpu in zip(clients.POOL, (0.010, 0.011, 0.015, 0.012), strict=True)
+    }
+    sample = client_load.pool_figures(found)
+    assert [sample[f"{name}_ratio"] for name in ("hosts", "rotate", "waiting")] == [1.1, 1.5, 1.2]
+    assert sample["one_us"] == 10.0
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("", "no result: ''"),
+        ("Traceback\n", "no result: 'Traceback'"),
+        ('{"requests": 0}\n', "no request was answered"),
+    ],
+)
+def test_a_client_without_a_result_fails_the_sample(output: str, message: str) -> None:
+    with pytest.raises(load.LoadFailed, match=message):
+        client_load.parse(output)
+
+
+@pytest.mark.parametrize(
+    ("client", "status", "body", "message"),
+    [
+        ("floor", "404 Not Found", b"pong", "WrongAnswer: b'HTTP/1.1 404"),
+        ("aiohttp", "404 Not Found", b"pong", "WrongAnswer: status 404"),
+        ("aiohttp", "200 OK", b"gong", "WrongAnswer: status 200, \"b'gong'\" instead of b'pong'"),
+    ],
+)
+def test_clients_check_what_they_get(
+    client: str, status: str, body: bytes, message: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("uvloop")
+    log = tmp_path / "log"
+    with answering(lambda data: answer(body, status=status)) as port, log.open("wb") as file:
+        argv = [sys.executable, f"client_{client}.py", str(port), "get-1", "1", "0.1"]
+        with pytest.raises(load.LoadFailed, match="the client left with status 1"):
+            client_load.run_client(argv, seconds=0.1, log=file)
+    assert message in log.read_text().splitlines()[-1]
 
 
 # --- right and wrong answers -----------------------------------------------------------------
@@ -343,6 +542,12 @@ def test_wrong_answers_are_found(case: str, reply: Callable[[bytes], bytes], mes
         cases.CASES[case].check(port)
 
 
+def test_an_upload_must_not_be_answered_too_early() -> None:
+    early = pytest.raises(cases.WrongAnswer, match="an answer before the end of the request")
+    with answering(lambda data: answer(b"pong")) as port, early:
+        clients.check_upload(port)
+
+
 # --- processes -------------------------------------------------------------------------------
 
 
@@ -400,6 +605,9 @@ def test_unknown_names_are_refused() -> None:
     done = bench("--cases", "pong,ping")
     assert done.returncode == 2
     assert "unknown: 'ping'; there are pong, pong-def" in done.stderr
+    done = bench("--client", "--cases", "pong")
+    assert done.returncode == 2
+    assert "unknown: 'pong'; there are get-64, get-1" in done.stderr
 
 
 def test_a_result_that_could_not_be_written_is_found_before_the_run(tmp_path: Path) -> None:
@@ -454,3 +662,39 @@ def test_a_peer_that_does_not_start_is_reported_and_not_fatal(tmp_path: Path) ->
     )
     assert done.returncode == 0, done.stderr
     assert "floor failed: WrongAnswer: the server left with status 3" in done.stdout
+
+
+@pytest.mark.skipif(not NGINX, reason="nginx is not installed")
+def test_a_tiny_run_of_the_floor_for_clients(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    done = bench(
+        *("--as-is", "--client", "--cases", "get-1,post-64k", "--peers", "floor"),
+        *("--rounds", "1", "--seconds", "1", "--json", out),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    for case in ("get-1", "post-64k"):
+        assert found["cases"][case]["floor"]["failed"] == []
+        [measured] = found["cases"][case]["floor"]["rounds"]
+        assert measured["requests"] > 100
+        assert 1 < measured["cpu_us"] < 1000
+        assert measured["peak_mib"] > 5
+    [measured] = found["cases"]["get-1"]["floor"]["rounds"]
+    assert 5 < measured["p50_us"] < 10_000
+    assert found["versions"]["nginx"]
+    assert str(SCRIPTS.parent) not in out.read_text()
+    assert "the client on one core, nginx on another" in done.stdout
+
+
+@pytest.mark.skipif(not NGINX, reason="nginx is not installed")
+def test_a_client_that_does_not_start_is_reported_and_not_fatal(tmp_path: Path) -> None:
+    (tmp_path / "python").write_text(
+        "#!/bin/sh\ncase $1 in -c) exec " + sys.executable + ' "$@";; esac\necho no >&2\nexit 3\n'
+    )
+    (tmp_path / "python").chmod(0o755)
+    done = bench(
+        *("--as-is", "--python", tmp_path / "python", "--client"),
+        *("--cases", "get-64", "--peers", "floor", "--rounds", "1", "--seconds", "1"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "floor failed: LoadFailed: the client left with status 3 [client: no]" in done.stdout

@@ -8,12 +8,17 @@ Its table is made anew from prefork/settings.py by
 from __future__ import annotations
 
 import ast
+import asyncio
+import contextlib
 import os
 import re
+import socket
 import tomllib
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefork import http
 from prefork.ipc import ExitCode
 from prefork.settings import TABLE, load
 
@@ -73,7 +78,7 @@ def test_settings_file_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_python_of_the_readme_is_python() -> None:
     found = blocks("python")
-    assert len(found) == 2
+    assert len(found) == 4
     for text in found:
         compile(text, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
@@ -86,3 +91,45 @@ def test_the_ten_line_app_runs(prefork_process: Callable[..., Any]) -> None:
     assert server.get("/hello/gopher").body == b"hello, gopher\n"
     assert server.get("/hello/nobody").status == 404
     assert server.stop() == 0
+
+
+def test_the_clients_examples_run(run: Callable[..., Any], tmp_path: Path) -> None:
+    """As they stand, against a server that answers what they ask for."""
+    mux = http.ServeMux()
+    seen: list[tuple[str, bytes]] = []
+
+    @mux.handle_func("/")
+    async def answer(w: http.ResponseWriter, r: http.Request) -> None:
+        seen.append((f"{r.method} {r.url.path}", await r.body.read()))
+        if r.url.path == "/big.csv":
+            w.write("1,2,3\n" * 1000)
+        else:
+            http.write_json(w, {"id": 7})
+
+    (tmp_path / "picture").write_bytes(b"picture")
+    usual, unusual = (text for text in blocks("python") if "client." in text)
+
+    async def main() -> None:
+        server = http.Server(handler=mux)
+        sock = socket.create_server(("127.0.0.1", 0))
+        task = asyncio.create_task(server.serve(sock))
+        for text in (usual, "from prefork import http\n" + unusual):
+            names = {"server": f"http://127.0.0.1:{sock.getsockname()[1]}", "path": tmp_path / "picture"}
+            code = compile(text, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            await types.FunctionType(code, names)()
+        await server.shutdown(5)
+        with contextlib.suppress(http.ServerClosed):
+            await task
+        sock.close()
+
+    run(main())
+    assert [line for line, _ in seen] == [
+        "GET /items/7",
+        "GET /big.csv",
+        "POST /items",
+        "POST /login",
+        "PUT /items/7/picture",
+        "GET /items/7",
+    ]
+    assert seen[3][1] == b"tag=a&tag=b&user=ada"
+    assert seen[4][1] == b"picture"

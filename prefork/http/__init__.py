@@ -12,21 +12,54 @@ Server side: `Handler`, `ServeMux`, `Server`, `ResponseWriter`, `Request`.
 
     http.listen_and_serve(":8000", mux)
 
+Client side: `Client`, `Transport`, `Request`, `Response`, `CookieJar`.
+
+    async with http.Client(timeout=30) as client:
+        response = await client.get("https://example.com/")
+        response.raise_for_status().text()
+
 This package is usable in any asyncio program; it knows nothing of master and workers.
 """
 
+from prefork.http.client.call import Call
+from prefork.http.client.client import Client, default_client, get, head, post, post_form
+from prefork.http.client.file_transport import FileTransport
+from prefork.http.client.idle_pool import HostStats
+from prefork.http.client.jar import CookieJar, PublicSuffixList, public_suffix_list
+from prefork.http.client.proxy import proxy_from_environment, proxy_url
+from prefork.http.client.redirect import UseLastResponse, use_last_response
+from prefork.http.client.round_tripper import RoundTripper
+from prefork.http.client.trace import ClientTrace, GotConnInfo, context_client_trace, with_client_trace
+from prefork.http.client.transport import SkipAltProtocol, Transport, TransportStats
 from prefork.http.errors import (
     AbortHandler,
+    BodyTooLarge,
+    ClientTimeout,
+    ConnectError,
+    ConnectionLost,
+    ConnectTimeout,
     CookieError,
+    DecodingError,
     HTTPError,
     HTTPTimeout,
     LocalProtocolError,
+    MalformedResponse,
     MaxBytesError,
     PatternConflict,
     PatternError,
+    PoolTimeout,
+    ProxyError,
     RemoteProtocolError,
+    RequestBodyError,
+    ResponseHeaderTimeout,
+    ResponseStatusError,
     ServerClosed,
+    ServerClosedIdle,
     StatusError,
+    TLSError,
+    TLSTimeout,
+    TooManyRedirects,
+    TransportError,
 )
 from prefork.http.handler import Handler, HandlerFunc
 from prefork.http.handlers.blocking import blocking
@@ -50,6 +83,8 @@ from prefork.http.message.header import Header, canonical_header_key
 from prefork.http.message.httptime import format_time, parse_time
 from prefork.http.message.multipart import FileHeader, MultipartForm
 from prefork.http.message.request import Notice, Request
+from prefork.http.message.response import NoLocation, Response
+from prefork.http.message.response_body import ResponseBody
 from prefork.http.message.sniff import detect_content_type
 from prefork.http.message.status import status_text
 from prefork.http.message.url import URL, URLError
@@ -59,49 +94,88 @@ from prefork.http.server.mux import ServeMux, default_serve_mux, handle, handle_
 from prefork.http.server.response_writer import ResponseWriter
 from prefork.http.server.server import Server, listen_and_serve
 from prefork.http.server.wrapper import WriterWrapper
+from prefork.http.tls import client_context
 
 __all__ = [
     "URL",
     "AbortHandler",
     "AccessRecord",
     "Body",
+    "BodyTooLarge",
+    "Call",
+    "Client",
+    "ClientTimeout",
+    "ClientTrace",
     "ConnState",
+    "ConnectError",
+    "ConnectTimeout",
     "Connection",
+    "ConnectionLost",
     "Cookie",
     "CookieError",
+    "CookieJar",
+    "DecodingError",
     "FileHeader",
+    "FileTransport",
     "FormError",
+    "GotConnInfo",
     "HTTPError",
     "HTTPTimeout",
     "Handler",
     "HandlerFunc",
     "Header",
+    "HostStats",
     "LocalProtocolError",
+    "MalformedResponse",
     "MaxBytesError",
     "MultipartForm",
+    "NoLocation",
     "Notice",
     "PatternConflict",
     "PatternError",
+    "PoolTimeout",
+    "ProxyError",
+    "PublicSuffixList",
     "RemoteProtocolError",
     "Request",
+    "RequestBodyError",
+    "Response",
+    "ResponseBody",
+    "ResponseHeaderTimeout",
+    "ResponseStatusError",
     "ResponseWriter",
+    "RoundTripper",
     "SameSite",
     "ServeMux",
     "Server",
     "ServerClosed",
+    "ServerClosedIdle",
+    "SkipAltProtocol",
     "StatusError",
+    "TLSError",
+    "TLSTimeout",
+    "TooManyRedirects",
+    "Transport",
+    "TransportError",
+    "TransportStats",
     "URLError",
+    "UseLastResponse",
     "WriterWrapper",
     "allow_query_semicolons",
     "blocking",
     "canonical_header_key",
     "chain",
+    "client_context",
+    "context_client_trace",
+    "default_client",
     "default_serve_mux",
     "detect_content_type",
     "error",
     "format_time",
+    "get",
     "handle",
     "handle_func",
+    "head",
     "listen_and_serve",
     "max_bytes_handler",
     "not_found",
@@ -109,10 +183,17 @@ __all__ = [
     "parse_cookie",
     "parse_set_cookie",
     "parse_time",
+    "post",
+    "post_form",
+    "proxy_from_environment",
+    "proxy_url",
+    "public_suffix_list",
     "redirect",
     "redirect_handler",
     "set_cookie",
     "status_text",
     "strip_prefix",
+    "use_last_response",
+    "with_client_trace",
     "write_json",
 ]

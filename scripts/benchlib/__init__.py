@@ -2,9 +2,12 @@
 
     cases     what is asked of a server, and how its answers are checked
     peers     which servers there are, and how each is started
-    tools     the peers' virtual environment, the Go binary, facts about machine and versions
-    process   servers and wrk as processes: started on one core, measured from /proc, always ended
+    clients   the other half, bench --client: what is asked of a client, which there are
+    sides     the two halves as tables and texts
+    tools     the peers' virtual environment, the Go binaries, facts about machine and versions
+    process   servers, wrk and clients as processes: started on one core, measured from /proc, always ended
     load      one run of wrk
+    client_load   one run of a client
     special   the two measures that wrk cannot make: idle connections and start-up
     runner    the rounds: A B C, A B C, ...
     targets   the figures that prefork sets itself, and whether a run reached them

@@ -35,7 +35,8 @@ class WrongAnswer(Exception):
 class Case:
     """One row of the bench.
 
-    `kind` is "load" (wrk drives it; the figure is CPU per request), "idle" or "start" (see `special`).
+    `kind` is "load" (wrk drives it; the figure is CPU per request), "idle" or "start" (see `special`); for
+    clients it is "client", "latency", "download" or "pool" (see `client_load`).
     `same_load_as` names the case whose load, and so whose results of the other peers, this one shares.
     `by_bytes` counts requests by the bytes received, for answers so large that those cut off at the end of a
     run would matter. `body` is the size of the answer's body; the bytes that wrk counts must agree with it.
@@ -90,7 +91,8 @@ def exchange(port: int, data: bytes, count: int = 1) -> list[tuple[int, dict[str
         return [read_response(stream) for _ in range(count)]
 
 
-def _expect(status: int, body: bytes, wanted: bytes) -> None:
+def expect(status: int, body: bytes, wanted: bytes) -> None:
+    """Raise WrongAnswer unless this is a 200 with the body `wanted`."""
     if status != 200:
         raise WrongAnswer(f"status {status}")
     if body != wanted:
@@ -100,7 +102,7 @@ def _expect(status: int, body: bytes, wanted: bytes) -> None:
 def check_pong(port: int) -> None:
     for n in range(3):
         [(status, _, body)] = exchange(port, request("GET", f"/ping?n={n}", None, "Accept: */*"))
-        _expect(status, body, b"pong")
+        expect(status, body, b"pong")
 
 
 def check_json(port: int) -> None:
@@ -108,7 +110,7 @@ def check_json(port: int) -> None:
     for route, ident in ((0, b"00000001"), (ROUTES // 2, b"12345678"), (ROUTES - 1, b"99999999")):
         target = f"/api/v1/r{route:03}/items/{ident.decode()}"
         [(status, header, body)] = exchange(port, request("GET", target))
-        _expect(status, body, text.replace(b"00000000", ident))
+        expect(status, body, text.replace(b"00000000", ident))
         if not header.get("content-type", "").startswith("application/json"):
             raise WrongAnswer(f"Content-Type {header.get('content-type')!r}")
 
@@ -118,7 +120,7 @@ def check_echo(size: int) -> Callable[[int], None]:
         for n in range(2):
             body = (f"{n:08} ".encode() + bytes(range(256)) * (size // 256 + 1))[:size]
             [(status, _, got)] = exchange(port, request("POST", f"/echo?n={n}", body))
-            _expect(status, got, body)
+            expect(status, got, body)
 
     return check
 
@@ -139,7 +141,7 @@ def check_download(port: int) -> None:
 def check_pipeline(port: int) -> None:
     many = b"".join(request("GET", f"/ping?n={n}") for n in range(DEPTH))
     for status, _, body in exchange(port, many, DEPTH):
-        _expect(status, body, b"pong")
+        expect(status, body, b"pong")
 
 
 def check_close(port: int) -> None:
@@ -147,7 +149,7 @@ def check_close(port: int) -> None:
         conn.sendall(request("GET", "/ping?n=1", None, "Connection: close"))
         with conn.makefile("rb") as stream:
             status, header, body = read_response(stream)
-            _expect(status, body, b"pong")
+            expect(status, body, b"pong")
             if header.get("connection", "").lower() != "close":
                 raise WrongAnswer("no `Connection: close` in the answer")
             if stream.read(1):

@@ -59,11 +59,11 @@ def measure(
     server: Process, case: cases.Case, port: int, seconds: int, server_core: int | None, core: int | None
 ) -> dict[str, float]:
     """One sample: load for `seconds` by wrk on `core`, and what it cost the server on its own."""
-    start, cpu, cpu_wrk = time.monotonic(), server.cpu_seconds(), _ended_children()
+    start, cpu, cpu_wrk = time.monotonic(), server.cpu_seconds(), ended_children()
     worked, worked_wrk = core_seconds(server_core), core_seconds(core)
     counts = run_wrk(case, port, seconds, core)
     elapsed = time.monotonic() - start
-    cpu, cpu_wrk = server.cpu_seconds() - cpu, _ended_children() - cpu_wrk
+    cpu, cpu_wrk = server.cpu_seconds() - cpu, ended_children() - cpu_wrk
     others = max(core_seconds(server_core) - worked - cpu, core_seconds(core) - worked_wrk - cpu_wrk, 0.0)
     requests: float = counts["requests"]
     size = counts["bytes"] / requests
@@ -87,7 +87,7 @@ def measure(
     }
 
 
-def _ended_children() -> float:
-    """User and system time of this process's children that have ended: wrk is among them, not the server."""
+def ended_children() -> float:
+    """User and system time of the children that have ended: wrk or a client is among them, not the server."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime

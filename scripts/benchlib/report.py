@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .cases import CASES
 from .load import DISTURBED
-from .peers import PEERS
+from .sides import SERVER, Side, side_of
 from .targets import best_python_peer, describe, judge, median, samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
-
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 _COLUMNS = {
     "load": (
@@ -31,7 +28,45 @@ _COLUMNS = {
         ("worker_mib", "worker MiB", ".1f"),
         ("pss_mib", "PSS MiB", ".1f"),
     ),
+    "client": (
+        ("cpu_us", "CPU µs/req", ".2f"),
+        ("rps", "req/s", ",.0f"),
+        ("peak_mib", "peak RSS MiB", ".1f"),
+        ("busy", "busy", ".2f"),
+        ("others", "others", ".2f"),
+    ),
+    "latency": (
+        ("p50_us", "p50 µs", ".2f"),
+        ("cpu_us", "CPU µs/req", ".2f"),
+        ("p99_us", "p99 µs", ",.0f"),
+        ("rps", "req/s", ",.0f"),
+        ("peak_mib", "peak RSS MiB", ".1f"),
+        ("busy", "busy", ".2f"),
+        ("others", "others", ".2f"),
+    ),
+    "download": (
+        ("cpu_ms", "CPU ms", ".2f"),
+        ("grown_mib", "RSS growth MiB", ".2f"),
+        ("rps", "downloads/s", ".1f"),
+        ("peak_mib", "peak RSS MiB", ".1f"),
+        ("busy", "busy", ".2f"),
+        ("others", "others", ".2f"),
+    ),
+    "pool": (
+        ("hosts_ratio", "1,000 hosts / one", ".2f"),
+        ("rotate_ratio", "in turn / one", ".2f"),
+        ("waiting_ratio", "10,000 waiting / none", ".2f"),
+        ("one_us", "CPU µs/req: one", ".2f"),
+        ("hosts_us", "hosts", ".2f"),
+        ("rotate_us", "in turn", ".2f"),
+        ("waiting_us", "waiting", ".2f"),
+        ("others", "others", ".2f"),
+    ),
 }
+"""What a case's table shows of a sample, by the kind of the case; the ratios are of the first."""
+
+_README_ROWS = {"start": 2, "latency": 2, "download": 2, "pool": 3}
+"""How many of those have a row in the README; one where nothing is said."""
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -59,8 +94,8 @@ def spread(results: dict[str, Any], case: str, peer: str, figure: str) -> list[s
 
 
 def case_table(results: dict[str, Any], case: str) -> str:
-    """Medians of one case, and each server's ratio to Go, to the floor and to the best Python peer."""
-    columns = _COLUMNS[CASES[case].kind]
+    """Medians of one case, and each peer's ratio to Go, to the floor and to the best Python peer."""
+    columns = _COLUMNS[side_of(results).cases[case].kind]
     figure = columns[0][0]
     best = best_python_peer(results, case, figure)
     references = [name for name in ("go", "floor", best) if name and median(results, case, name, figure)]
@@ -83,26 +118,27 @@ def case_table(results: dict[str, Any], case: str) -> str:
 
 def summary(results: dict[str, Any]) -> str:
     """prefork's ratios, case by case."""
-    rows = [["prefork", "CPU µs/req", "/ go", "/ floor", "/ best Python peer"]]
+    rows = [["prefork", "", "/ go", "/ floor", "/ best Python peer"]]
     for case in results["cases"]:
-        ours = median(results, case, "prefork")
+        figure, title, form = _COLUMNS[side_of(results).cases[case].kind][0]
+        ours = median(results, case, "prefork", figure)
         if ours is not None:
-            best = best_python_peer(results, case)
-            to_best = f"{ratio(ours, median(results, case, best))} {best}" if best else "-"
-            to = [ratio(ours, median(results, case, name)) for name in ("go", "floor")]
-            rows.append([case, f"{ours:.2f}", *to, to_best])
+            best = best_python_peer(results, case, figure)
+            to_best = f"{ratio(ours, median(results, case, best, figure))} {best}" if best else "-"
+            to = [ratio(ours, median(results, case, name, figure)) for name in ("go", "floor")]
+            rows.append([case, f"{ours:{form}} {title}", *to, to_best])
     return table(rows) if len(rows) > 1 else ""
 
 
 def setting(results: dict[str, Any]) -> str:
     """Where, with what and how it was measured, in a few lines."""
     machine, python, versions = results["machine"], results["python"], results["versions"]
-    settings = results["settings"]
+    settings, side = results["settings"], side_of(results)
     build = "PGO" if python["optimized"] else "no PGO"
     build += ", LTO" if python["lto"] else ""
     pinned = settings["server_core"] is not None
     measured = {peer.partition("-")[0] for case in results["cases"].values() for peer in case}
-    shown = [name for name in versions if name in (measured | {"uvloop", "httptools", "wrk"}) - {"prefork"}]
+    shown = [name for name in versions if name in (measured | side.versions) - {"prefork"}]
     listed = ", ".join(f"{name} {versions[name]}" for name in shown)
     return "\n".join(
         [
@@ -111,7 +147,7 @@ def setting(results: dict[str, Any]) -> str:
             f"{python['implementation']} {python['version']} ({build}), "
             f"prefork {versions.get('prefork', '')} {python['commit'] or '(no commit)'}, {listed}",
             f"{settings['rounds']} interleaved rounds of {settings['seconds']} s, medians; "
-            + ("the server on one core, wrk on another; " if pinned else "NOT PINNED; ")
+            + (f"{side.pinned}; " if pinned else "NOT PINNED; ")
             + f"{results['started']} to {results['finished'] or 'interrupted'}",
         ]
     )
@@ -149,13 +185,13 @@ def text(results: dict[str, Any]) -> str:
 
 
 def markdown(runs: Sequence[dict[str, Any]], picture: str | None = None) -> str:
-    """The README's block: for each run the table of CPU per request, then where it was measured."""
+    """The README's block: for each run the table of its figures, then where it was measured."""
     parts = []
     if picture:
         parts.append(f"![CPU time per request of prefork and its peers]({picture})")
     for results in runs:
         python = results["python"]
-        parts.append(f"**{python['implementation']} {python['version']}**, CPU µs per request on one core")
+        parts.append(f"**{python['implementation']} {python['version']}**, {side_of(results).figure}")
         parts.append(_markdown_table(results))
         parts.append("<sub>" + "<br>".join(setting(results).splitlines()) + "</sub>")
     return "\n\n".join(parts)
@@ -163,13 +199,24 @@ def markdown(runs: Sequence[dict[str, Any]], picture: str | None = None) -> str:
 
 def _markdown_table(results: dict[str, Any]) -> str:
     measured = {peer for case in results["cases"].values() for peer, place in case.items() if place["rounds"]}
-    peers = [name for name in PEERS if name in measured]
-    rows = [["", *(f"**{PEERS[name].label}**" if name == "prefork" else PEERS[name].label for name in peers)]]
+    side = side_of(results)
+    peers = [name for name in side.peers if name in measured]
+    labels = [side.peers[name].label for name in peers]
+    rows = [
+        [
+            "",
+            *(
+                f"**{label}**" if name == "prefork" else label
+                for name, label in zip(peers, labels, strict=True)
+            ),
+        ]
+    ]
     rows.append(["---", *("---:" for _ in peers)])
     for case in results["cases"]:
-        kind = CASES[case].kind
-        for figure, title, form in _COLUMNS[kind][: 2 if kind == "start" else 1]:
-            name = CASES[case].title if kind == "load" else f"{CASES[case].title}, {title}"
+        kind = side.cases[case].kind
+        for figure, title, form in _COLUMNS[kind][: _README_ROWS.get(kind, 1)]:
+            plain = side.cases[case].title
+            name = plain if kind in ("load", "client") else f"{plain}, {title}"
             rows.append([name, *(_cell(median(results, case, peer, figure), form, peer) for peer in peers)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -183,16 +230,16 @@ def _cell(value: float | None, form: str, peer: str) -> str:
     return f"**{shown}**" if peer == "prefork" else shown
 
 
-def split_block(path: Path) -> tuple[str, str]:
-    """What stands before and after the two marks in a file; raise ValueError when it does not have them."""
-    before, begin, rest = path.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+def split_block(path: Path, side: Side = SERVER) -> tuple[str, str]:
+    """What stands before and after a side's marks in a file; raise ValueError when it does not have them."""
+    before, begin, rest = path.read_text().partition(side.begin)
+    _, end, after = rest.partition(side.end)
     if not begin or not end:
-        raise ValueError(f"{path.name} has no block between {BEGIN} and {END}")
+        raise ValueError(f"{path.name} has no block between {side.begin} and {side.end}")
     return before, after
 
 
-def replace_block(path: Path, lines: Iterable[str]) -> None:
-    """Put `lines` between the two marks in a file."""
-    before, after = split_block(path)
-    path.write_text("\n".join([before + BEGIN, "", *lines, "", END + after]))
+def replace_block(path: Path, lines: Iterable[str], side: Side = SERVER) -> None:
+    """Put `lines` between a side's marks in a file."""
+    before, after = split_block(path, side)
+    path.write_text("\n".join([before + side.begin, "", *lines, "", side.end + after]))

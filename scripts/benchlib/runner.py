@@ -1,14 +1,16 @@
 """The rounds of a run: each case with all of its servers in turn, A B C, A B C, so that a change in the
-machine meets all of them alike. A server is started anew for each sample, on a fresh port, and warmed up.
+machine meets all of them alike. A server is started anew for each sample, on a fresh port, and warmed up;
+when clients are measured, that is nginx.
 
 The result is one dict, the same that the JSON file holds:
 
     format, started, finished    1; ISO 8601 in UTC
     machine, python, versions    facts, see tools
-    settings                     rounds, seconds, cores as numbers, cases and peers as asked for
+    settings                     rounds, seconds, cores as numbers, cases and peers as asked for, and
+                                 "client": true when these are clients (see sides)
     cases[case][peer]            {"rounds": [sample, ...], "failed": [text, ...]}
 
-A sample is what load.measure, special.idle or special.start returned.
+A sample is what load.measure, special.idle, special.start or client_load.measure returned.
 """
 
 from __future__ import annotations
@@ -21,11 +23,16 @@ import socket
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from . import cases, load, special, tools
-from .peers import PEERS, Peer
+from . import cases, client_load, load, special, tools
+from .clients import Client
+from .peers import PEERS
 from .process import Process
+from .sides import CLIENT, SERVER, Side
+
+if TYPE_CHECKING:
+    from .peers import Peer
 
 
 @dataclasses.dataclass(slots=True, kw_only=True, frozen=True)
@@ -33,7 +40,8 @@ class Plan:
     """What to run: names of cases and peers in order, rounds, seconds of load per sample, the two cores.
 
     A sample is taken up to `patience` times more while others disturb it; the least disturbed one counts. The
-    cores are None where the machine has only one: then nothing is pinned, and the report says so.
+    cores are None where the machine has only one: then nothing is pinned, and the report says so. `client`
+    means that clients are measured, on the client's core, and not servers.
     """
 
     cases: list[str]
@@ -43,13 +51,18 @@ class Plan:
     patience: int = 0
     server_core: int | None
     client_core: int | None
+    client: bool = False
+
+    @property
+    def side(self) -> Side:
+        return CLIENT if self.client else SERVER
 
 
 @dataclasses.dataclass(slots=True)
 class Entrant:
-    """A server in a case; `counts_for` are the cases whose tables its samples go into."""
+    """A server or client in a case; `counts_for` are the cases whose tables its samples go into."""
 
-    peer: Peer
+    peer: Peer | Client
     case: cases.Case
     counts_for: list[str]
     failures: int = 0
@@ -60,16 +73,17 @@ def now() -> str:
 
 
 def entrants(plan: Plan) -> list[list[Entrant]]:
-    """The servers of each case; cases of the same load are run together, and only prefork runs in each."""
+    """The peers of each case; cases of the same load are run together, and only prefork runs in each."""
+    side = plan.side
     groups: dict[str, list[cases.Case]] = {}
     for name in plan.cases:
-        case = cases.CASES[name]
+        case = side.cases[name]
         groups.setdefault(case.same_load_as or name, []).append(case)
     found = []
     for group in groups.values():
         row: list[Entrant] = []
         for name in plan.peers:
-            peer = PEERS[name]
+            peer = side.peers[name]
             taken = [case for case in group if peer.takes(case.name)]
             if name == "prefork":
                 row.extend(Entrant(peer, case, [case.name]) for case in taken)
@@ -84,7 +98,7 @@ def run(plan: Plan, kit: tools.Kit, results: dict[str, Any]) -> None:
     missing = {}
     for name in plan.peers:
         try:
-            kit.check(name, PEERS[name].package)
+            kit.check(name, plan.side.peers[name].package, client=plan.client)
         except tools.Missing as error:
             missing[name] = str(error)
             tools.say(f"{name} is left out: {error}")
@@ -123,7 +137,8 @@ def _sample(plan: Plan, kit: tools.Kit, entrant: Entrant, number: int, results: 
                 sample = min(sample, _measure(plan, kit, entrant, log), key=lambda taken: taken["others"])
         except (cases.WrongAnswer, load.LoadFailed, tools.Missing, OSError, ValueError) as error:
             entrant.failures += 1
-            text = f"{type(error).__name__}: {error}{_last_line(log)}".replace(f"{tools.ROOT}/", "")
+            said = _last_line(log, "client" if plan.client else "server")
+            text = f"{type(error).__name__}: {error}{said}".replace(f"{tools.ROOT}/", "")
             for place in places:
                 place["failed"].append(text)
             tools.say(f"{title:<32} FAILED {text}")
@@ -141,10 +156,11 @@ def _measure(plan: Plan, kit: tools.Kit, entrant: Entrant, log: IO[bytes]) -> di
     port = free_port()
     environment = {
         **{key: os.environ[key] for key in ("PATH", "HOME", "LANG", "LC_ALL") if key in os.environ},
-        "BENCH_CASE": case.name,
-        "BENCH_ROUTES": str(case.routes),
         **peer.environment,
     }
+    if isinstance(peer, Client):
+        return _measure_client(plan, kit, peer, case, port, environment, log)
+    environment.update(BENCH_CASE=case.name, BENCH_ROUTES=str(case.routes))
     if case.kind == "start":
         assert peer.workers is not None
         argv, core = peer.workers(kit, port), None
@@ -160,6 +176,38 @@ def _measure(plan: Plan, kit: tools.Kit, entrant: Entrant, log: IO[bytes]) -> di
             return special.idle(server, port)
         load.run_wrk(case, port, max(1, plan.seconds // 3), plan.client_core)
         sample = load.measure(server, case, port, plan.seconds, plan.server_core, plan.client_core)
+        case.check(port)
+        return sample
+    finally:
+        server.end()
+
+
+def _measure_client(
+    plan: Plan,
+    kit: tools.Kit,
+    client: Client,
+    case: cases.Case,
+    port: int,
+    environment: dict[str, str],
+    log: IO[bytes],
+) -> dict[str, float]:
+    """Start nginx, check it, let the client measure itself, check nginx again, end it."""
+    argv = PEERS["nginx"].argv(kit, port, case.name)
+    server = Process(argv, core=plan.server_core, cwd=cases.APPS, env=environment, stdout=log, stderr=log)
+    try:
+        wait_until_listening(server, port)
+        case.check(port)
+        sample = client_load.measure(
+            client.argv(kit, case.name),
+            case,
+            port,
+            seconds=plan.seconds,
+            server=server,
+            server_core=plan.server_core,
+            core=plan.client_core,
+            env=environment,
+            log=log,
+        )
         case.check(port)
         return sample
     finally:
@@ -209,8 +257,8 @@ def wait_for_time_wait(limit: float = 10.0) -> None:
         time.sleep(1)
 
 
-def _last_line(log: IO[bytes]) -> str:
-    """What the server said last, for the report of a failure."""
+def _last_line(log: IO[bytes], who: str) -> str:
+    """What the server or client said last, for the report of a failure."""
     log.seek(0)
     lines = log.read().decode(errors="replace").strip().splitlines()
-    return f" [server: {lines[-1][:200]}]" if lines else ""
+    return f" [{who}: {lines[-1][:200]}]" if lines else ""

