@@ -1,4 +1,4 @@
-"""Deadlines of an exchange, and the ways the body of a response ends: read, closed, forgotten, in trailers."""
+"""Deadlines of an exchange; how the body of a response ends: read, closed, forgotten; trailers, gzip."""
 
 from __future__ import annotations
 

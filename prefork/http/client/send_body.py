@@ -53,6 +53,8 @@ async def send_body(conn: PersistConn, request: Request, head: bytes, framing: i
                     sent += len(piece)
                     if framing == CHUNKED:
                         transport.writelines((format_chunk(len(piece)), piece, b"\r\n"))
+                        # (Not every version of asyncio looks at the limits in writelines: here they do.)
+                        transport.set_write_buffer_limits(high=buffer, low=buffer // 4)
                     elif sent > length:
                         break
                     else:
