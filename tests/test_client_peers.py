@@ -10,9 +10,9 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
-import time
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,11 +139,37 @@ def aiohttp_app() -> web.Application:
         await asyncio.sleep(60)
         return web.Response()
 
+    async def duplex(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        async for piece in request.content.iter_any():
+            await response.write(piece)
+        return response
+
+    async def refuse(request: web.Request) -> None:
+        raise web.HTTPExpectationFailed
+
     app = web.Application(client_max_size=64 << 20)
-    for handler in (echo, stream, close, empty, moved, slow):
+    for handler in (echo, stream, close, empty, moved, slow, duplex):
         app.router.add_route("*", f"/{handler.__name__}", handler)
     app.router.add_route("*", "/gzip", zipped)
+    app.router.add_route("*", "/refused", echo, expect_handler=refuse)
     return app
+
+
+@contextlib.asynccontextmanager
+async def aiohttp_server(listener: socket.socket | None = None) -> AsyncIterator[str]:
+    """Its URL; it accepts on a copy of `listener`, or on a free port."""
+    runner = web.AppRunner(
+        aiohttp_app(), handle_signals=False, shutdown_timeout=0.1, handler_cancellation=True
+    )
+    await runner.setup()
+    try:
+        sock = listener.dup() if listener is not None else socket.create_server(("127.0.0.1", 0))
+        await web.SockSite(runner, sock).start()
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+    finally:
+        await runner.cleanup()
 
 
 GO = """
@@ -265,16 +291,55 @@ def test_our_own_server(run: Run) -> None:
 @both_loops
 def test_aiohttp(run: Run) -> None:
     async def main() -> None:
-        runner = web.AppRunner(
-            aiohttp_app(), handle_signals=False, shutdown_timeout=0.1, handler_cancellation=True
-        )
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        try:
-            await uses(f"http://127.0.0.1:{runner.addresses[0][1]}")
-        finally:
-            await runner.cleanup()
+        async with aiohttp_server() as base:
+            await uses(base)
+
+    run(main())
+
+
+@both_loops
+def test_aiohttp_answers_before_it_has_all(run: Run) -> None:
+    """While the request's body goes out its echo comes in; and a body that it does not expect stays here."""
+
+    async def main() -> None:
+        async with aiohttp_server() as base, h.transport() as sender:
+            client = http.Client(transport=sender)
+            went: asyncio.Queue[bytes] = asyncio.Queue()
+
+            async def said() -> AsyncIterator[bytes]:
+                while piece := await went.get():
+                    yield piece
+
+            went.put_nowait(b"0")
+            async with client.post(f"{base}/duplex", "text/plain", said()) as response:
+                assert await response.body.read(1) == b"0"
+                for _ in range(20):
+                    piece = os.urandom(30_000)
+                    went.put_nowait(piece)
+                    echo = b""
+                    while len(echo) < len(piece):
+                        echo += await response.body.read(len(piece) - len(echo))
+                    assert echo == piece
+                went.put_nowait(b"")
+                assert await response.body.read() == b""
+            assert (await client.get(f"{base}/echo")).status == 200
+            assert sender.stats().dials == 1
+
+            asked: list[bool] = []
+
+            async def unwanted() -> AsyncIterator[bytes]:
+                asked.append(True)
+                yield b"x" * 100_000
+
+            header = {"Expect": "100-continue"}
+            request = http.Request(
+                "PUT", f"{base}/refused", body=unwanted(), header=header, content_length=100_000
+            )
+            assert (await client.do(request)).status == 417
+            await h.until(lambda: sender.stats().active == 0)
+            assert sender.stats().retries == 0
+            assert len(asked) <= 1
+            h.check_pool(sender)
 
     run(main())
 
@@ -328,10 +393,19 @@ http {{
     gzip on;
     gzip_types text/plain application/octet-stream;
     gzip_min_length 100;
-    client_max_body_size 1m;
+    client_max_body_size 8m;
+    proxy_http_version 1.1;
+    proxy_set_header Connection "";
+    ssl_protocols TLSv1.2 TLSv1.3;
+    ssl_certificate {directory}/one.pem;
+    ssl_certificate_key {directory}/one.pem;
     server {{
-        listen 127.0.0.1:{port};
+        listen 127.0.0.1:{plain};
+        listen 127.0.0.1:{tls} ssl;
+        server_name localhost one.example;
         root {directory}/static;
+        location = /who {{ return 200 "one $ssl_server_name $ssl_protocol"; }}
+        location = /generation {{ return 200 "{generation}"; }}
         location /few {{
             keepalive_requests 5;
             alias {directory}/static/;
@@ -340,25 +414,109 @@ http {{
             keepalive_timeout 50ms;
             alias {directory}/static/;
         }}
-        location /proxy/ {{
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_pass http://127.0.0.1:{backend}/;
+        location /ending {{
+            chunked_transfer_encoding off;
+            alias {directory}/static/;
         }}
+        location /proxy/ {{ proxy_pass http://127.0.0.1:{backend}/; }}
         location /unbuffered/ {{
-            proxy_http_version 1.1;
             proxy_request_buffering off;
             proxy_buffering off;
             proxy_pass http://127.0.0.1:{backend}/;
         }}
+        location /aiohttp/ {{ proxy_pass http://127.0.0.1:{aiohttp}/; }}
+        location /limited/ {{
+            client_max_body_size 64k;
+            lingering_close always;
+            proxy_pass http://127.0.0.1:{backend}/;
+        }}
+    }}
+    server {{
+        listen 127.0.0.1:{tls} ssl;
+        server_name two.example;
+        ssl_certificate {directory}/two.pem;
+        ssl_certificate_key {directory}/two.pem;
+        location = /who {{ return 200 "two $ssl_server_name $ssl_protocol"; }}
+    }}
+    server {{
+        listen 127.0.0.1:{mutual} ssl;
+        server_name localhost;
+        ssl_client_certificate {directory}/clients.pem;
+        ssl_verify_client on;
+        location = /who {{ return 200 "$ssl_client_verify"; }}
     }}
 }}
 """
 
 
+class Nginx:
+    """A running nginx. static: the folder that it serves; behind it our own server and aiohttp's.
+
+    generation: what /generation answers, as text, since the last `reload`.
+    """
+
+    def __init__(self, binary: str, directory: Path, backend: int) -> None:
+        self.directory = directory
+        self.static = directory / "static"
+        self.generation = 0
+        self.listeners = {
+            name: socket.create_server(("127.0.0.1", 0), backlog=128)
+            for name in ("plain", "tls", "mutual", "aiohttp")
+        }
+        self.ports = {name: sock.getsockname()[1] for name, sock in self.listeners.items()}
+        self.ports["backend"] = backend
+        self._configure()
+        # It takes over listening sockets as from its own predecessor: no port can be lost to others.
+        taken = [self.listeners[name].fileno() for name in ("plain", "tls", "mutual")]
+        command = [binary, "-p", str(directory), "-e", str(directory / "error.log"), "-c", str(self._config)]
+        environ = os.environ | {"NGINX": "".join(f"{fd};" for fd in taken)}
+        self.process = subprocess.Popen(command, env=environ, pass_fds=taken)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.ports['plain']}"
+
+    def https(self, host: str, which: str = "tls") -> str:
+        return f"https://{host}:{self.ports[which]}"
+
+    def reload(self) -> None:
+        """New workers with the next generation; the old ones finish what they have begun."""
+        self.generation += 1
+        self._configure()
+        self.process.send_signal(signal.SIGHUP)
+
+    @property
+    def _config(self) -> Path:
+        return self.directory / "nginx.conf"
+
+    def _configure(self) -> None:
+        self._config.write_text(
+            NGINX.format(
+                directory=self.directory,
+                generation=self.generation,
+                user="user root;" if os.geteuid() == 0 else "",
+                **self.ports,
+            )
+        )
+
+    def wait_until_up(self) -> None:
+        # Also the first connection of the server behind it opens a descriptor for the whole of its loop.
+        try:
+            with urllib.request.urlopen(f"{self.url}/proxy/echo", timeout=10) as response:
+                assert response.status == 200
+        except OSError as error:
+            log = (self.directory / "error.log").read_text()
+            raise AssertionError(f"nginx does not answer: {error}; {log}") from error
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+        for sock in self.listeners.values():
+            sock.close()
+
+
 @pytest.fixture(scope="module")
-def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """Its URL, and the folder that it serves; behind it our own server."""
+def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
     binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if binary is None:
         pytest.skip("no nginx on this machine: apt install nginx-light")
@@ -368,37 +526,22 @@ def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]
     (static / "text.txt").write_bytes(TEXT)
     (static / "small").write_bytes(b"small")
     (static / "big").write_bytes(os.urandom(1 << 20) * 20)
-    port = h.dial.refusing()
+    h.dial.authority("clients").cert_pem.write_to_path(str(directory / "clients.pem"))
+    for name, hosts in (("one", ("localhost", "one.example")), ("two", ("two.example",))):
+        cert = h.dial.authority("right").issue_cert(*hosts)
+        cert.private_key_and_cert_chain_pem.write_to_path(str(directory / f"{name}.pem"))
     with server_helpers.in_thread(own_handler(), uvloop.new_event_loop) as backend:
-        config = directory / "nginx.conf"
-        user = "user root;" if os.geteuid() == 0 else ""
-        config.write_text(NGINX.format(directory=directory, port=port, backend=backend.port, user=user))
-        command = [binary, "-p", str(directory), "-e", str(directory / "error.log"), "-c", str(config)]
-        with subprocess.Popen(command) as process:
-            try:
-                _wait_for(process, port, directory)
-                # The first connection of the server behind it opens a descriptor for the whole of its loop.
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/proxy/echo", timeout=10) as response:
-                    assert response.status == 200
-                yield f"http://127.0.0.1:{port}", static
-            finally:
-                process.terminate()
-
-
-def _wait_for(process: subprocess.Popen[bytes], port: int, directory: Path) -> None:
-    deadline = time.monotonic() + 10
-    while True:
-        assert process.poll() is None, (directory / "error.log").read_text()
-        with socket.socket() as sock:
-            if sock.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        server = Nginx(binary, directory, backend.port)
+        try:
+            server.wait_until_up()
+            yield server
+        finally:
+            server.stop()
 
 
 @both_loops
-def test_nginx_static_files(run: Run, nginx: tuple[str, Path]) -> None:
-    base, static = nginx
+def test_nginx_static_files(run: Run, nginx: Nginx) -> None:
+    base = nginx.url
 
     async def main() -> None:
         async with h.transport() as sender:
@@ -409,9 +552,12 @@ def test_nginx_static_files(run: Run, nginx: tuple[str, Path]) -> None:
             assert response.header["Server"].startswith("nginx")
             response = await client.get(f"{base}/text.txt")
             assert response.uncompressed
+            assert response.transfer_encoding == ["chunked"]
             assert response.body == TEXT
             response = await client.get(f"{base}/text.txt", header={"Range": "bytes=4-7"})
             assert (response.status, response.body) == (206, TEXT[4:8])
+            response = await client.get(f"{base}/text.txt", header={"Range": "bytes=30000-"})
+            assert response.status == 416
             response = await client.head(f"{base}/big")
             assert response.content_length == 20 << 20
             tag = response.header["ETag"]
@@ -423,7 +569,7 @@ def test_nginx_static_files(run: Run, nginx: tuple[str, Path]) -> None:
                 assert response.content_length == 20 << 20
                 async for piece in response.body:
                     digest.update(piece)
-            assert digest.digest() == hashlib.sha256((static / "big").read_bytes()).digest()
+            assert digest.digest() == hashlib.sha256((nginx.static / "big").read_bytes()).digest()
             assert (await client.get(f"{base}/none")).status == 404
             response = await client.get(f"{base}/none/../small")
             assert response.status == 200
@@ -434,42 +580,56 @@ def test_nginx_static_files(run: Run, nginx: tuple[str, Path]) -> None:
 
 
 @both_loops
-def test_nginx_ends_connections(run: Run, nginx: tuple[str, Path]) -> None:
-    """By number of requests, with a word; by time, without one."""
-    base, _ = nginx
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_nginx_ends_connections(run: Run, nginx: Nginx, scheme: str) -> None:
+    """By number of requests, with a word; by time, without one; and as the end of a body."""
+    base = nginx.url if scheme == "http" else nginx.https("localhost")
+    tls_config = h.dial.trusting()
 
     async def main() -> None:
-        async with h.transport() as sender:
+        async with h.transport(tls_config=tls_config) as sender:
             client = http.Client(transport=sender)
-            for _ in range(20):
+            for _ in range(100):
                 assert (await client.get(f"{base}/few/small")).body == b"small"
-            assert sender.stats().dials == 4
+            assert sender.stats().dials == 20
             assert sender.stats().retries == 0
-        async with h.transport() as sender:
+        async with h.transport(tls_config=tls_config, max_conns_per_host=10) as sender:
             client = http.Client(transport=sender)
             answers = await asyncio.gather(*(client.get(f"{base}/few/small") for _ in range(100)))
             assert all(answer.body == b"small" for answer in answers)
+            await h.until(lambda: not sender.stats().dialing)  # for whom another had room
             h.check_pool(sender)
-        async with h.transport() as sender:
+        async with h.transport(tls_config=tls_config) as sender:
             client = http.Client(transport=sender)
             for number in range(6):
                 assert (await client.get(f"{base}/short/small")).body == b"small"
                 if number % 2:
                     await h.until(lambda: not sender.stats().idle)
             h.check_pool(sender)
+        async with h.transport(tls_config=tls_config) as sender:
+            client = http.Client(transport=sender)
+            for dials in (1, 2):
+                response = await client.get(f"{base}/ending/text.txt")
+                assert (response.body, response.uncompressed) == (TEXT, True)
+                assert (response.content_length, response.transfer_encoding) == (-1, [])
+                assert response.close_connection
+                assert (sender.stats().dials, sender.stats().idle) == (dials, 0)
 
     run(main())
 
 
 @both_loops
-@pytest.mark.parametrize("way", ["proxy", "unbuffered"])
-def test_nginx_as_a_reverse_proxy(run: Run, nginx: tuple[str, Path], way: str) -> None:
-    base = f"{nginx[0]}/{way}"
+@pytest.mark.parametrize("way", ["proxy", "unbuffered", "aiohttp", "https"])
+def test_nginx_as_a_reverse_proxy(run: Run, nginx: Nginx, way: str) -> None:
+    base = nginx.https("localhost") + "/proxy" if way == "https" else f"{nginx.url}/{way}"
 
     async def main() -> None:
-        async with h.transport() as sender:
+        async with contextlib.AsyncExitStack() as stack:
+            if way == "aiohttp":
+                await stack.enter_async_context(aiohttp_server(nginx.listeners["aiohttp"]))
+            sender = await stack.enter_async_context(h.transport(tls_config=h.dial.trusting()))
             client = http.Client(transport=sender)
-            for size in (0, 10, 65_536, 1_000_000):
+            for size in (0, 10, 65_536, 5 << 20):
                 body = os.urandom(size)
                 response = await client.post(f"{base}/echo", "image/png", body)
                 assert (response.status, response.body) == (200, body)
@@ -480,19 +640,76 @@ def test_nginx_as_a_reverse_proxy(run: Run, nginx: tuple[str, Path], way: str) -
             )
             assert len((await client.do(request)).body) == 65_536
             response = await client.get(f"{base}/stream")
+            assert response.transfer_encoding == ["chunked"]
             assert response.body == b"x" * 1_000_000
             assert (await client.get(f"{base}/gzip")).body == TEXT
             assert sender.stats().dials == 1
-            # Too large: refused while it is being sent. The answer may be lost with the connection, in part.
-            statuses = []
-            for _ in range(20):
-                try:
-                    response = await client.post(f"{base}/echo", "text/plain", b"x" * 5_000_000)
-                    statuses.append(response.status)
-                except http.ConnectionLost:
-                    statuses.append(0)
-            assert statuses.count(413) >= 18, statuses
+            h.check_pool(sender)
+
+    run(main())
+
+
+@both_loops
+def test_nginx_refuses_a_body_while_it_is_sent(run: Run, nginx: Nginx) -> None:
+    """By its length, before the first byte; in chunks, when there were too many. The answer is read."""
+    url = f"{nginx.url}/limited/echo"
+    ended: list[bool] = []
+
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                await asyncio.sleep(0)
+                yield b"x" * 16_384
+        finally:
+            ended.append(True)
+
+    async def main() -> None:
+        async with h.transport() as sender:
+            client = http.Client(transport=sender)
+            for number in range(1, 11):
+                response = await client.post(url, "text/plain", b"x" * (5 << 20))
+                assert (response.status, response.close_connection) == (413, True)
+                assert b"413 Request Entity Too Large" in response.body
+                assert (await client.post(url, "text/plain", endless())).status == 413
+                await h.until(lambda number=number: len(ended) == number)
+                assert (await client.post(url, "text/plain", b"x" * 65_536)).status == 200
+            assert sender.stats().retries == 0
             await h.until(lambda: sender.stats().active == 0)
+            h.check_pool(sender)
+
+    run(main())
+
+
+@both_loops
+def test_nginx_reloads(run: Run, nginx: Nginx) -> None:
+    """Old workers end their idle connections at any moment: the client may see it, its caller must not."""
+
+    async def main() -> None:
+        async with h.transport(max_conns_per_host=16) as sender:
+            client = http.Client(transport=sender)
+            seen: set[bytes] = set()
+            done = False
+
+            async def ask() -> None:
+                while not done:
+                    response = await client.get(f"{nginx.url}/generation")
+                    assert response.status == 200
+                    seen.add(response.body)
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(8):
+                    group.create_task(ask())
+                identity = {"Accept-Encoding": "identity"}
+                async with client.get(f"{nginx.url}/big", header=identity) as response:
+                    digest = hashlib.sha256(await response.body.read(1))
+                    for _ in range(3):
+                        nginx.reload()
+                        await h.until(lambda: str(nginx.generation).encode() in seen)
+                    async for piece in response.body:
+                        digest.update(piece)
+                done = True
+            assert digest.digest() == hashlib.sha256((nginx.static / "big").read_bytes()).digest()
+            assert sender.stats().dials > 8
             h.check_pool(sender)
 
     run(main())
@@ -530,6 +747,24 @@ def test_https(run: Run) -> None:
 
 
 @both_loops
+def test_the_goodbye_of_tls_comes_with_the_response(run: Run) -> None:
+    async def last(line: Any) -> None:
+        if await line.request() is not None:
+            line.reply("bye", "Connection: close")
+            line.writer.close()
+
+    async def main() -> None:
+        tls = h.dial.server_context("localhost")
+        async with h.peer(last, tls=tls) as peer, h.transport(tls_config=h.dial.trusting()) as sender:
+            client = http.Client(transport=sender)
+            for dials in range(1, 11):
+                assert (await client.get(f"https://localhost:{peer.port}/")).body == b"bye"
+                assert (sender.stats().dials, sender.stats().idle) == (dials, 0)
+
+    run(main())
+
+
+@both_loops
 def test_https_with_a_client_certificate(run: Run) -> None:
     async def main() -> None:
         tls = h.dial.server_context("localhost", client_ca="clients")
@@ -551,6 +786,67 @@ def test_https_with_a_client_certificate(run: Run) -> None:
                 assert isinstance(error, http.TLSError | http.ConnectionLost), repr(error)
                 # What the server says about it is lost when the request is on its way already.
                 assert re.search("certificate required|reset|closed", str(error)), repr(error)
+
+    run(main())
+
+
+@both_loops
+def test_https_to_nginx(run: Run, nginx: Nginx) -> None:
+    """The name tells it which certificate to show; connections are kept per name."""
+
+    async def main() -> None:
+        async with h.transport(tls_config=h.dial.trusting()) as sender:
+            client = http.Client(transport=sender)
+            with h.dial.names(["127.0.0.1"]):
+                for _ in range(3):
+                    for name in ("one", "two"):
+                        url = nginx.https(f"{name}.example") + "/who"
+                        response = await client.get(url)
+                        assert response.text() == f"{name} {name}.example TLSv1.3"
+                        assert response.tls.version() == "TLSv1.3"
+                assert sender.stats().dials == 2
+                error = await h.failure(client.get(nginx.https("three.example")), http.TLSError)
+                assert 'certificate is not valid for "three.example"' in str(error)
+            base = nginx.https("localhost")
+            header = {"Accept-Encoding": "identity"}
+            digest = hashlib.sha256()
+            async with client.get(f"{base}/big", header=header) as response:
+                async for piece in response.body:
+                    digest.update(piece)
+            assert digest.digest() == hashlib.sha256((nginx.static / "big").read_bytes()).digest()
+            assert (await client.get(f"{base}/text.txt")).body == TEXT
+            assert sender.stats().hosts[f"|https|localhost:{nginx.ports['tls']}"].idle == 1
+            # The one protocol on the port of the other.
+            error = await h.failure(client.get(f"https://127.0.0.1:{nginx.ports['plain']}/"), http.TLSError)
+            assert "server gave HTTP response to HTTPS client" in str(error)
+            response = await client.get(f"http://127.0.0.1:{nginx.ports['tls']}/")
+            assert response.status == 400
+            assert b"plain HTTP request was sent to HTTPS port" in response.body
+            h.check_pool(sender)
+
+    run(main())
+
+
+@both_loops
+def test_nginx_wants_a_client_certificate(run: Run, nginx: Nginx) -> None:
+    """It shakes hands with anybody, and refuses requests without the right one."""
+    url = nginx.https("localhost", "mutual") + "/who"
+
+    async def main() -> None:
+        for authority, status, text, dials in (
+            ("clients", 200, "SUCCESS", 1),
+            (None, 400, "No required SSL certificate was sent", 3),
+            ("strangers", 400, "The SSL certificate error", 3),
+        ):
+            context = h.dial.trusting(client_cert=authority)
+            async with h.transport(tls_config=context) as sender:
+                client = http.Client(transport=sender)
+                for _ in range(3):
+                    response = await client.get(url)
+                    assert response.status == status
+                    assert text in response.text()
+                assert sender.stats().dials == dials
+                h.check_pool(sender)
 
     run(main())
 

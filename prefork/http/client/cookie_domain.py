@@ -39,13 +39,17 @@ class PublicSuffixList(Protocol):
         """
 
 
-@lru_cache(maxsize=1)
 def public_suffix_list() -> PublicSuffixList:
     """The list as the package `publicsuffixlist` brings it; read once, then shared.
 
     Raises ImportError when the package is not installed. The list changes every week: update
     the package now and then.
     """
+    return _read_list()
+
+
+@lru_cache(maxsize=1)
+def _read_list() -> PublicSuffixList:
     try:
         from publicsuffixlist import PublicSuffixList as Rules
     except ImportError as exc:

@@ -190,7 +190,10 @@ class PersistConn(asyncio.Protocol):
         self._read_loop.send(data)
 
     def eof_received(self) -> None:
-        self._read_loop.send(b"")
+        # Closing a TLS transport reads once more: the goodbye behind a response comes while its bytes
+        # are still being taken, and the read loop, which has closed, must not be entered again.
+        if self._closed is None:
+            self._read_loop.send(b"")
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._closed is None:

@@ -51,6 +51,10 @@ async def send_body(conn: PersistConn, request: Request, head: bytes, framing: i
             async with contextlib.aclosing(_pieces(request)) as pieces:
                 async for piece in pieces:
                     sent += len(piece)
+                    if transport.is_closing():
+                        # connection_lost is about to come, and cancels us. Some versions of asyncio
+                        # would still register the socket, if they were given more to write.
+                        await conn.loop.create_future()
                     if framing == CHUNKED:
                         transport.writelines((format_chunk(len(piece)), piece, b"\r\n"))
                         # (Not every version of asyncio looks at the limits in writelines: here they do.)
