@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefork.http.client import cookie_domain
 from prefork.http.client.cookie_domain import (
     canonical_host,
     default_path,
@@ -517,7 +518,7 @@ def test_the_packaged_list() -> None:
 
 def test_the_packaged_list_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "publicsuffixlist", None)
-    public_suffix_list.cache_clear()
+    cookie_domain._read_list.cache_clear()
     with pytest.raises(ImportError, match=r'pip install "prefork\[publicsuffix\]"'):
         public_suffix_list()
 
