@@ -229,8 +229,11 @@ class PersistConn(asyncio.Protocol):
         """Whether bytes, or the end of the connection, have come that the loop has not told of yet."""
         if self._transport is None or self._transport.is_closing():
             return True
+        sock = self._transport.get_extra_info("socket")
+        if sock is None:
+            return False  # a transport of a test, or of another kind: its callbacks tell all there is
         poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        poll.register(sock.fileno(), select.POLLIN)
         return bool(poll.poll(0))
 
     @property
