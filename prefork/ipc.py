@@ -4,35 +4,34 @@ Three small languages, and nothing else crosses the line between the processes:
 
 * `ExitCode`: what a process says with its last breath.
 * Messages: JSON datagrams over one socket pair per worker (`Control`). The worker says
-  `Ready`, `Failed`, `Draining`; the master says `Drain`. End of file means that the other
-  side is gone, which is how a worker learns of its master's death without polling.
+  `Ready`, `Failed`, `Draining`, `Retiring`, `Changed`; the master says `Drain` and `Reopen`. End of file
+  means that the other side is gone, which is how a worker learns of its master's death without
+  polling.
 * `Scoreboard`: numbers in shared memory, because they change too often to be sent and
-  must be readable when the writer hangs or is dead.
-
-The laws of the scoreboard:
-
-1. It is made once, before the first fork, by an anonymous shared mapping. It has no file
-   and no descriptor, so there is nothing to leak, to clean up or to be read-only.
-2. A *seat* is a row of 64-bit words. One process owns it: the worker that sits on it, from
-   its birth to its death; before and after, the master. Only the owner writes, everyone
-   may read. (A slot is "worker 3"; while one process of a slot drains and its replacement
-   already serves, both need a seat, hence there are more seats than slots.)
-3. One word is read and written whole: a `memoryview` cast to "Q" compiles to a single
-   aligned 8-byte move on every 64-bit machine. Two words may belong to different moments;
-   whoever needs several must be content with that.
+  must be readable when the writer hangs or is dead. It has a file of its own, `scoreboard`;
+  its names are here as well.
 """
 
 from __future__ import annotations
 
 import enum
 import json
-import mmap
+import signal
 import socket
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
+from prefork.scoreboard import HEADER_WORDS as HEADER_WORDS
+from prefork.scoreboard import NOT_ACCEPTING as NOT_ACCEPTING
+from prefork.scoreboard import SEAT_WORDS as SEAT_WORDS
+from prefork.scoreboard import TICK_EVERY as TICK_EVERY
+from prefork.scoreboard import Row as Row
+from prefork.scoreboard import Scoreboard as Scoreboard  # noqa: TC001  # its name is here as well
+from prefork.scoreboard import Word as Word
+from prefork.scoreboard import WorkerState as WorkerState
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 class ExitCode(enum.IntEnum):
@@ -47,6 +46,9 @@ class ExitCode(enum.IntEnum):
     BIND = 6  # an address could not be bound
     CUT = 7  # stopped, but something in flight had to be cut: graceful timeout, or told to go at once
 
+
+DUMP_SIGNAL: Final = signal.SIGUSR2
+"""What makes a worker write the stacks of all its threads, also when its loop hangs."""
 
 # --------------------------------------------------------------------------- messages
 
@@ -89,6 +91,29 @@ class Draining:
 
 
 @dataclass(frozen=True, slots=True)
+class Retiring:
+    """worker -> master: it goes on serving, and wants a successor because of `reason` ("max_requests")."""
+
+    reason: str
+    type: ClassVar[str] = "retiring"
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """worker -> master: files of the application have changed. paths: for people, "app.py, views.py"."""
+
+    paths: str
+    type: ClassVar[str] = "changed"
+
+
+@dataclass(frozen=True, slots=True)
+class Reopen:
+    """master -> worker: the log files have been renamed, open them anew."""
+
+    type: ClassVar[str] = "reopen"
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """master -> worker: stop accepting, finish what is in flight within `timeout` seconds, exit.
 
@@ -99,13 +124,18 @@ class Drain:
     type: ClassVar[str] = "drain"
 
 
-Message: TypeAlias = Ready | Failed | Draining | Drain
+Message: TypeAlias = Ready | Failed | Draining | Retiring | Changed | Reopen | Drain
 
-_KINDS: dict[str, Callable[..., Message]] = {kind.type: kind for kind in (Ready, Failed, Draining, Drain)}
+_KINDS: dict[str, Callable[..., Message]] = {
+    kind.type: kind for kind in (Ready, Failed, Draining, Retiring, Changed, Reopen, Drain)
+}
 _FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "ready": {},
     "failed": {"code": (int,), "text": (str,)},
     "draining": {"reason": (str,)},
+    "retiring": {"reason": (str,)},
+    "changed": {"paths": (str,)},
+    "reopen": {},
     "drain": {"timeout": (int, float)},
 }
 
@@ -202,170 +232,13 @@ class Control:
         self._sock.close()
 
 
-# --------------------------------------------------------------------------- scoreboard
-
-
-class WorkerState(enum.IntEnum):
-    """The state word of a seat."""
-
-    EMPTY = 0
-    BOOTING = 1
-    READY = 2
-    DRAINING = 3
-
-
-class Word(enum.IntEnum):
-    """The words of a seat, by position."""
-
-    PID = 0
-    SLOT = 1  # which worker: 0 is "worker 1"
-    GENERATION = 2
-    STATE = 3  # WorkerState
-    STARTED = 4  # CLOCK_MONOTONIC ns at the fork
-    TICK = 5  # CLOCK_MONOTONIC ns when the worker's loop last turned
-    OPEN = 6  # connections open now
-    ACTIVE = 7  # of them, with a request in flight
-    REQUESTS = 8  # served since birth
-    ACCEPTED = 9  # connections accepted since birth
-    LOAD = 10  # OPEN while it takes new connections, else NOT_ACCEPTING: one word decides the accept gate
-
-
-SEAT_WORDS: Final = 16  # 128 bytes: two cache lines, so that no two workers write to the same one
-HEADER_WORDS: Final = 16
-NOT_ACCEPTING: Final = 2**64 - 1
-"""LOAD of a seat that takes no connections: empty, booting, draining, or out of descriptors."""
-
-_MAGIC: Final = int.from_bytes(b"prefork\0", "little")
-_VERSION: Final = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One seat as read at one moment (word by word: see law 3)."""
-
-    seat: int
-    pid: int
-    slot: int
-    generation: int
-    state: WorkerState
-    started: int
-    tick: int
-    open: int
-    active: int
-    requests: int
-    accepted: int
-    accepting: bool
-
-
-class Scoreboard:
-    """The shared table of workers, one row ("seat") for each process that may live at a time.
-
-        board = Scoreboard(seats=16)           # in the master, before the first fork
-        board.assign(3, slot=1, generation=1)  # master, before it forks the worker for seat 3
-        board.words[board.base(3) + Word.OPEN] = 17     # in that worker
-        board.row(3).open                      # anywhere
-        board.clear(3)                         # master, after it has reaped the worker
-
-    *Resource handling*: the mapping lives until the last process that holds it is gone;
-    `close()` gives up this process' share.
-    """
-
-    __slots__ = ("_memory", "seats", "words")
-
-    def __init__(self, seats: int) -> None:
-        if seats < 1:
-            raise ValueError(f"a scoreboard needs at least one seat, got {seats}")
-        self._memory = mmap.mmap(-1, (HEADER_WORDS + seats * SEAT_WORDS) * 8)
-        self.words = memoryview(self._memory).cast("Q")
-        self.seats = seats
-        self.words[0], self.words[1], self.words[2], self.words[3] = _MAGIC, _VERSION, seats, SEAT_WORDS
-        for seat in range(seats):
-            self.clear(seat)
-
-    @staticmethod
-    def check(words: memoryview) -> int:
-        """The number of seats in a mapping made elsewhere. Raises ValueError if it is not one of ours."""
-        if len(words) < HEADER_WORDS or words[0] != _MAGIC:
-            raise ValueError("not a prefork scoreboard")
-        if words[1] != _VERSION or words[3] != SEAT_WORDS:
-            raise ValueError(f"scoreboard version {words[1]} with {words[3]} words, this is {_VERSION}")
-        seats = int(words[2])
-        if len(words) < HEADER_WORDS + seats * SEAT_WORDS:
-            raise ValueError("scoreboard cut short")
-        return seats
-
-    def __repr__(self) -> str:
-        taken = sum(1 for row in self.rows())
-        return f"<Scoreboard {taken} of {self.seats} seats taken>"
-
-    def column(self, word: Word) -> memoryview:
-        """One word of all seats, by seat: a live view, which `min` or `sum` reads without a loop of ours."""
-        return self.words[HEADER_WORDS + word :: SEAT_WORDS]
-
-    def base(self, seat: int) -> int:
-        """Index in `words` of the first word of a seat."""
-        if not 0 <= seat < self.seats:
-            raise IndexError(f"seat {seat} of {self.seats}")
-        return HEADER_WORDS + seat * SEAT_WORDS
-
-    def assign(self, seat: int, *, slot: int, generation: int, started: int) -> None:
-        """Master only, before the fork: the seat is booting. The pid is written by the worker itself."""
-        self.clear(seat)
-        base = self.base(seat)
-        self.words[base + Word.SLOT] = slot
-        self.words[base + Word.GENERATION] = generation
-        self.words[base + Word.STARTED] = started
-        self.words[base + Word.STATE] = WorkerState.BOOTING
-
-    def clear(self, seat: int) -> None:
-        """Master only, before a birth or after a death: nobody sits here."""
-        base = self.base(seat)
-        # First of all, siblings must stop waiting for a worker that will never accept again.
-        self.words[base + Word.LOAD] = NOT_ACCEPTING
-        for word in range(SEAT_WORDS):
-            if word != Word.LOAD:
-                self.words[base + word] = 0
-
-    def row(self, seat: int) -> Row:
-        """What the seat says now."""
-        words, base = self.words, self.base(seat)
-        return Row(
-            seat=seat,
-            pid=words[base + Word.PID],
-            slot=words[base + Word.SLOT],
-            generation=words[base + Word.GENERATION],
-            state=WorkerState(words[base + Word.STATE]),
-            started=words[base + Word.STARTED],
-            tick=words[base + Word.TICK],
-            open=words[base + Word.OPEN],
-            active=words[base + Word.ACTIVE],
-            requests=words[base + Word.REQUESTS],
-            accepted=words[base + Word.ACCEPTED],
-            accepting=words[base + Word.LOAD] != NOT_ACCEPTING,
-        )
-
-    def rows(self) -> Iterator[Row]:
-        """The seats that are taken."""
-        for seat in range(self.seats):
-            row = self.row(seat)
-            if row.state is not WorkerState.EMPTY:
-                yield row
-
-    def close(self) -> None:
-        """Give up the mapping in this process. Idempotent; the others keep theirs."""
-        self.words.release()
-        try:
-            self._memory.close()
-        except BufferError:
-            pass  # a view of it is in use: the mapping goes when the view does
-
-
 @dataclass(frozen=True, slots=True)
 class Place:
     """What a child is born with: the argument of the function that the master forks.
 
     slot: which worker it is, from 0. seat: its row of the scoreboard. generation: of the
-    code, from 1. control: its end of the socket pair. board: the shared scoreboard.
+    code, from 1. control: its end of the socket pair. board: the shared scoreboard. stacks: a
+    descriptor to write every thread's stack to when DUMP_SIGNAL comes, -1 for none.
     """
 
     slot: int
@@ -373,3 +246,4 @@ class Place:
     generation: int
     control: Control
     board: Scoreboard
+    stacks: int = -1

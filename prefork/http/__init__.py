@@ -21,6 +21,7 @@ Client side: `Client`, `Transport`, `Request`, `Response`, `CookieJar`.
 This package is usable in any asyncio program; it knows nothing of master and workers.
 """
 
+from prefork.http import metrics as metrics
 from prefork.http.client.call import Call
 from prefork.http.client.client import Client, default_client, get, head, post, post_form
 from prefork.http.client.file_transport import FileTransport

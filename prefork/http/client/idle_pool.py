@@ -12,8 +12,10 @@ waiting requests; ordered dicts give order, membership and removal at once.
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from prefork.http.client.bulk_reader import BUFFER
@@ -77,6 +79,34 @@ class HostStats:
     waiting: int
 
 
+@dataclass(slots=True)
+class PoolTotals:
+    """What all Transports of this process have done, on all loops, and have open now.
+
+    requests: round trips begun. reuses: of these, on a kept connection. dials, dial_errors,
+    waits, retries: as in `TransportStats`. Those never go back. idle, active: connections now;
+    active ones are in use.
+    """
+
+    requests: int = 0
+    reuses: int = 0
+    dials: int = 0
+    dial_errors: int = 0
+    waits: int = 0
+    retries: int = 0
+    idle: int = 0
+    active: int = 0
+
+    def add(self, pool: IdlePool) -> None:
+        """Add the counters of one pool."""
+        self.requests += pool.requests
+        self.reuses += pool.reuses
+        self.dials += pool.dials
+        self.dial_errors += pool.dial_errors
+        self.waits += pool.waits
+        self.retries += pool.retries
+
+
 class IdlePool:
     """What a Transport has open on one loop.
 
@@ -106,6 +136,12 @@ class IdlePool:
         self._max_idle = max_idle
         self._max_idle_per_host = max_idle_per_host
         self._max_per_host = max_per_host
+        self._ended = _ended  # not the global at the end: that is another one after a fork
+        _pools.add(self)
+
+    def __del__(self) -> None:
+        # What it has done stays done.
+        self._ended.add(self)
 
     def bulk_buffer(self) -> memoryview:
         """The buffer that all connections receive long bodies into."""
@@ -297,3 +333,35 @@ def _pool_closed(host: HostPool) -> ConnectionLost:
     return ConnectionLost(
         "http: the Transport was closed", addr=host.method.addr, phase="pool", retryable=True
     )
+
+
+_pools: weakref.WeakSet[IdlePool] = weakref.WeakSet()
+_ended = PoolTotals()  # of the pools that are gone
+
+
+def pool_totals() -> PoolTotals:
+    """The sum over all pools of this process, those that are gone included; a few additions for each."""
+    totals = replace(_ended)
+    for pool in _live_pools():
+        totals.add(pool)
+        totals.idle += pool.idle
+        totals.active += len(pool.conns) - pool.idle
+    return totals
+
+
+def _live_pools() -> list[IdlePool]:
+    while True:
+        try:
+            return list(_pools)
+        except RuntimeError:
+            pass  # another thread, with a loop of its own, has just made one
+
+
+def _after_fork() -> None:
+    # The parent's, which the child has not done.
+    global _ended
+    _pools.clear()
+    _ended = PoolTotals()
+
+
+os.register_at_fork(after_in_child=_after_fork)

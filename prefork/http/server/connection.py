@@ -20,6 +20,7 @@ import enum
 import socket
 import struct
 import time
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 from prefork.http.errors import (
@@ -83,6 +84,8 @@ NEW_GRACE = 1.0
 _REFUSAL = b"Content-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends RST
 
+_now = time.monotonic
+
 
 class ConnState(enum.Enum):
     """What a connection is doing, for the `conn_state` hook (Go: ConnState).
@@ -134,6 +137,7 @@ class Connection(asyncio.Protocol):
         "_paused",
         "_peer",
         "_reading",
+        "_record",
         "_started_at",
         "_streaming",
         "_task",
@@ -167,7 +171,8 @@ class Connection(asyncio.Protocol):
         # The request being served.
         self._writer: ResponseWriter | None = None  # set while its handler runs
         self._task: asyncio.Task[Any] | None = None  # set while that handler waits
-        self._started_at = 0.0
+        self._started_at = 0.0  # when its head was complete
+        self._record = 0  # where it is noted while that handler waits
         self._timers: dict[str, asyncio.TimerHandle] | None = None
         self._disconnected: Notice | None = None
         self._hijacked: asyncio.StreamReader | None = None
@@ -262,13 +267,16 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Serve every complete request in `data`, keep the rest."""
+        server = self.server
+        numbers = server.numbers
+        size = len(data)
+        numbers.received += size
         if self._reading != HEAD or self._buffer is not None or self._write_blocked:
             self._receive(data)
             return
-        server = self.server
         scan = server.scanner.scan
         limit = server.max_header_bytes
-        size = len(data)
+        in_flight = numbers.in_flight
         pos = served = 0
         while True:
             end = data.find(b"\r\n\r\n", pos) + 4
@@ -299,6 +307,10 @@ class Connection(asyncio.Protocol):
                 self._blanks = MAX_BLANKS
             elif self._blanks:
                 self._blanks = 0
+            self._started_at = started = _now()
+            if in_flight is not None:
+                # Before the handler runs: it may never come back.
+                in_flight.pack(in_flight.memory, in_flight.at, started, head, started)
             self._dispatch(r)
             if self._reading != HEAD:
                 if pos < size:
@@ -313,8 +325,11 @@ class Connection(asyncio.Protocol):
                 if not self._write_blocked:
                     server.loop.call_soon(self._next)
                 break
+        if in_flight is not None:
+            in_flight.words[in_flight.word] = 0
         out = self._out
         if len(out) == 1 and self.transport is not None:
+            numbers.sent += self._out_size
             self.transport.write(out[0])
             out.clear()
             self._out_size = 0
@@ -334,6 +349,7 @@ class Connection(asyncio.Protocol):
             and not self._write_blocked
         ):
             self._buffer = None
+            self.server.numbers.received -= len(buffer)  # they were counted when they came
             self.data_received(bytes(buffer))
             if self._paused and self._reading in (HEAD, AHEAD) and len(self._buffer or b"") <= MAX_PIPELINED:
                 self._resume()
@@ -424,6 +440,7 @@ class Connection(asyncio.Protocol):
             reason = error.text if error.text.startswith(str(status)) else f"{status} {status_text(status)}"
             self.send(b"HTTP/1.1 %b\r\n%b%b" % (reason.encode(), _REFUSAL, error.text.encode()))
             size = len(error.text)
+        self.server.numbers.refused += 1
         if self.server.access_log is not None:
             self.server.access_log(AccessRecord.of_refusal(self.remote_addr, status, size))
         self._end(linger=True)
@@ -460,6 +477,7 @@ class Connection(asyncio.Protocol):
         if self._reading == HEAD:
             self._idle()
             if rest:
+                self.server.numbers.received -= len(rest)
                 self.data_received(rest)
         elif rest:
             self._keep(rest)
@@ -533,8 +551,8 @@ class Connection(asyncio.Protocol):
         server = self.server
         self._fresh = False
         self._writer = w = ResponseWriter(self, r)
-        if server.watched:
-            self._begin_watch(r)
+        if server.write_timeout is not None:
+            self.set_write_deadline(server.write_timeout)
         if r._plain_path is None and r.method == "OPTIONS" and r.request_uri == "*":
             # About the server as a whole, not about any resource of a handler (RFC 9110 section 9.3.7).
             w.header["Content-Length"] = "0"
@@ -549,6 +567,12 @@ class Connection(asyncio.Protocol):
             self._finished(w)
             return
         self._task = task
+        in_flight = server.numbers.in_flight
+        if in_flight is not None and in_flight.free:
+            # InFlight.keep, inlined.
+            self._record = in_flight.word
+            in_flight.word = word = in_flight.free.pop()
+            in_flight.at = word << 3
         if self._reading == HEAD:
             self._reading = AHEAD
             self.deadline = NEVER
@@ -558,6 +582,14 @@ class Connection(asyncio.Protocol):
         w = self._writer
         assert w is not None
         self._task = None
+        record = self._record
+        if record:
+            # InFlight.forget, inlined.
+            in_flight = self.server.numbers.in_flight
+            assert in_flight is not None
+            self._record = 0
+            in_flight.words[record] = 0
+            in_flight.free.append(record)
         error = _cancelled(task) if task.cancelled() else task.exception()
         if error is None:
             if is_ignored(task.result()):
@@ -572,7 +604,6 @@ class Connection(asyncio.Protocol):
     def _finished(self, w: ResponseWriter) -> None:
         """The handler is done: complete its answer and turn to what comes next."""
         server = self.server
-        server.requests += 1
         self._writer = None
         if self._timers:
             self._cancel_timers()  # what this handler has set must not strike the next
@@ -589,6 +620,15 @@ class Connection(asyncio.Protocol):
             return
         self._out.append(answer)
         self._out_size += len(answer)
+        # Numbers.answered, inlined.
+        numbers = server.numbers
+        numbers.requests += 1
+        took = _now() - self._started_at
+        numbers.seconds += took
+        if took > numbers.shortest:
+            numbers.buckets[bisect_left(numbers.bounds, took)] += 1
+        if w.status != 200:
+            numbers.statuses[w.status] += 1
         if server.watched:
             self._end_watch(w)
         if w.request.close:
@@ -609,6 +649,7 @@ class Connection(asyncio.Protocol):
             self._writer = w
             self._failed(w, error)
             return
+        self._count(w.status)
         if self.server.watched:
             self._end_watch(w)
         if self._reading == BODY:
@@ -623,9 +664,15 @@ class Connection(asyncio.Protocol):
     def _finished_gone(self, w: ResponseWriter) -> None:
         """The handler is done, but the connection was lost or hijacked meanwhile."""
         w._abandon()
+        if self._hijacked is None:
+            self._count(w.status)
         if self.server.watched:
             self._end_watch(w)
         self.server._handler_done(self)
+
+    def _count(self, status: int) -> None:
+        """The current request is over."""
+        self.server.numbers.answered(status, _now() - self._started_at)
 
     def _failed(self, w: ResponseWriter, error: BaseException) -> None:
         """The handler raised: answer if nothing has been sent, cut the connection if something has."""
@@ -654,7 +701,7 @@ class Connection(asyncio.Protocol):
         elif w._header_on_wire or isinstance(error, AbortHandler):
             cut_silently = w._ends_at_close
             w._abandon()
-            server.requests += 1
+            self._count(w.status)
             self._writer = None
             if server.watched:
                 self._end_watch(w)
@@ -710,8 +757,9 @@ class Connection(asyncio.Protocol):
 
     def send_chunk(self, data: bytes) -> None:
         """Add one chunk of a chunked body to the output."""
-        self._out += (format_chunk(len(data)), data, b"\r\n")
-        self._out_size += len(data) + 8
+        size = format_chunk(len(data))
+        self._out += (size, data, b"\r\n")
+        self._out_size += len(size) + len(data) + 2
         if self._out_size > FLUSH_AT:
             self.flush()
 
@@ -724,6 +772,7 @@ class Connection(asyncio.Protocol):
         transport = self.transport
         if transport is None or not out:
             return
+        self.server.numbers.sent += size
         if len(out) == 1:
             data = out[0]
             if size > JOIN_LIMIT:
@@ -786,6 +835,7 @@ class Connection(asyncio.Protocol):
             reader.feed_eof()
         if self.server.conn_state is not None:
             self.server.conn_state(self, ConnState.HIJACKED)
+        self._count(101)
         _ = self.remote_addr  # known from now on
         self.transport = None  # the handler's: nothing here may touch it any more
         self.server._connection_closed(self, busy=True)
@@ -904,12 +954,13 @@ class Connection(asyncio.Protocol):
         self.abort()
         return busy
 
-    def drain(self) -> None:
-        """The server is shutting down: close if nothing is under way."""
+    def drain(self, idle_grace: float = 0.0) -> None:
+        """The server is shutting down: close if nothing is under way, and nothing comes in time."""
         if self._writer is None and self._reading == HEAD and self._buffer is None:
-            if self._fresh:
+            if self._fresh or idle_grace > 0:
                 # Accepted, but its request has not come: it may be on its way.
-                self.deadline = min(self.deadline, self.server.clock.after(NEW_GRACE))
+                grace = max(idle_grace, NEW_GRACE) if self._fresh else idle_grace
+                self.deadline = min(self.deadline, self.server.clock.after(grace))
             else:
                 self._end(linger=True)
 
@@ -1003,17 +1054,12 @@ class Connection(asyncio.Protocol):
             if self.server.conn_state is not None:
                 self.server.conn_state(self, ConnState.IDLE)
 
-    def _begin_watch(self, r: Request) -> None:
-        """Only when somebody wants to know: access log, write_timeout."""
-        self._started_at = time.perf_counter()
-        if self.server.write_timeout is not None:
-            self.set_write_deadline(self.server.write_timeout)
-
     def _end_watch(self, w: ResponseWriter) -> None:
+        """Only when somebody wants to know: access log, write_timeout."""
         self._cancel_timers("write")
         if self.server.access_log is not None:
-            duration = time.perf_counter() - self._started_at
-            self.server.access_log(AccessRecord(w.request, w.status, w.bytes_written, duration))
+            duration = _now() - self._started_at
+            self.server.access_log(AccessRecord(w.request, w.status, w.bytes_written, duration, w))
 
     def _pause(self) -> None:
         if not self._paused and self.transport is not None:

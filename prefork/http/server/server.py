@@ -28,6 +28,7 @@ from prefork.http.server.connection import Connection
 from prefork.http.server.eager import HandlerRunner
 from prefork.http.server.head import HeadScanner, check_parser
 from prefork.http.server.mux import default_serve_mux
+from prefork.http.server.numbers import Numbers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -126,8 +127,8 @@ class Server:
         self.head_timeout = read_timeout if read_header_timeout is None else read_header_timeout
         self.watched = access_log is not None or write_timeout is not None
         self.keep_alive = True
-        self.requests = 0
-        """Requests answered so far."""
+        self.numbers = Numbers()
+        """What has been counted so far. May be replaced until the start."""
         self.open_connections = 0
         """Connections accepted and not yet closed."""
         self.shutting_down = Notice()
@@ -194,12 +195,14 @@ class Server:
         finally:
             _close(sock)
 
-    async def shutdown(self, timeout: float | None = 30.0) -> int:
+    async def shutdown(self, timeout: float | None = 30.0, *, idle_grace: float = 0.0) -> int:
         """End without cutting anything short: accept what is queued, then no more; answer what is
         under way with `Connection: close`; close what is idle; wait.
 
-        timeout: seconds until what is left is cut, None for ever. Returns the number of
-        connections that had to be cut with a request under way.
+        timeout: seconds until what is left is cut, None for ever. idle_grace: seconds that an idle
+        connection stays open: a request that comes on it is still answered, with `Connection:
+        close`, so that its client does not find it closed. Returns the number of connections that
+        had to be cut with a request under way.
         """
         self._closed = True
         if self._acceptor is None:
@@ -214,7 +217,7 @@ class Server:
         self._acceptor.drain()
         await self._acceptor.settle()
         for conn in tuple(self._connections):
-            conn.drain()
+            conn.drain(idle_grace)
         waiting = set(self._hooks)
         if self._connections:
             if self._empty is None:
@@ -277,6 +280,11 @@ class Server:
                 conn.drain()
 
     @property
+    def requests(self) -> int:
+        """Requests answered so far."""
+        return self.numbers.requests
+
+    @property
     def active_connections(self) -> int:
         """Connections with a handler running."""
         return sum([conn.busy for conn in self._connections])
@@ -323,6 +331,7 @@ class Server:
 
     def _log_failure(self, conn: Connection, r: Request, error: BaseException) -> None:
         """A handler raised what it should not."""
+        self.numbers.exceptions += 1
         self.error_log.error(
             "http: exception serving %s: %s %s %s: %s: %s",
             conn.remote_addr,
