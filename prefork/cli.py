@@ -4,6 +4,8 @@
     prefork check app:mux           import the application, show each setting and its source
     prefork routes app:mux          show the routes of its ServeMux
     prefork version
+    prefork status, reload, scale, stop, stacks, top      ask a server that runs
+    prefork unit app:mux -w 8       print systemd units for it
 
 Options are not written down here: they come from the table in `prefork.settings`, and so
 does their help. Whatever is wrong is told in one message on standard error that names cause
@@ -20,13 +22,13 @@ import shutil
 import sys
 import textwrap
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from prefork import __version__
 from prefork.settings import CONFIG_VARIABLE, TABLE, Given, Settings, load, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 _CLEAN, _INTERNAL, _USAGE, _INTERRUPTED = 0, 1, 2, 130
 
@@ -117,18 +119,35 @@ def _unknown_command(name: str) -> str:
 
 
 class Command:
-    """A command: its texts, whether it takes an application, which groups of settings are its options."""
+    """A command: its texts, whether it takes an application, which groups of settings are its options.
+
+    run: what it does, called with the settings; with `rereads` also with a function that loads them anew.
+    """
 
     def __init__(
-        self, summary: str, run: Callable[[Settings], int], *, app: bool = True, groups: Iterable[str] = ()
+        self,
+        summary: str,
+        run: Callable[..., int],
+        *,
+        app: bool = True,
+        groups: Iterable[str] = (),
+        rereads: bool = False,
     ) -> None:
         self.name = run.__name__.strip("_")
         self.summary = summary
         self.groups = tuple(groups)
         self._app = app
+        self._rereads = rereads
         self._run = run
 
     def __call__(self, arguments: Sequence[str]) -> int:
+        settings, flags, config = self._load(arguments)
+        if self._rereads:
+            return self._run(settings, lambda: load(flags, config=config))
+        return self._run(settings)
+
+    def _load(self, arguments: Sequence[str]) -> tuple[Settings, dict[str, Given], str | None]:
+        """The settings, and the flags and the file that they were given by."""
         flags, config = self._parse(arguments)
         settings = load(flags, config=config) if self._app else Settings()
         if self._app and not settings.app:
@@ -136,7 +155,7 @@ class Command:
                 f"which application? Write: prefork {self.name} MODULE:ATTRIBUTE, "
                 "where MODULE is a file here or an installed module, such as prefork run app:mux"
             )
-        return self._run(settings)
+        return settings, flags, config
 
     def _parse(self, arguments: Sequence[str]) -> tuple[dict[str, Given], str | None]:
         parser = _Parser(prog=f"prefork {self.name}", add_help=False, allow_abbrev=False)
@@ -188,6 +207,103 @@ class Command:
         return "\n".join(lines)
 
 
+class _Ask(Command):
+    """A command for a server that runs: `run` gets the address of its control socket, and the arguments.
+
+    arguments: besides --control and -c, each with its help: "--json" a switch, "N" an argument,
+    "[N]" one that may be left out.
+    """
+
+    def __init__(
+        self,
+        summary: str,
+        run: Callable[[str, argparse.Namespace], int],
+        arguments: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(summary, run, app=False)
+        self._arguments = arguments or {}
+
+    def __call__(self, arguments: Sequence[str]) -> int:
+        parser = _Parser(prog=f"prefork {self.name}", add_help=False, allow_abbrev=False)
+        parser.add_argument("--control")
+        parser.add_argument("-c", "--config")
+        for name in self._arguments:
+            if name.startswith("--"):
+                parser.add_argument(name, action="store_true")
+            else:
+                optional = name.startswith("[")
+                word = name.strip("[]")
+                parser.add_argument(word.lower(), metavar=word, nargs="?" if optional else None)
+        known, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            raise UsageError(self._unknown(unknown[0]))
+        from prefork import ctl
+
+        return self._run(ctl.find(known.control, known.config), known)
+
+    def help(self) -> str:
+        width = min(shutil.get_terminal_size().columns, 110)
+        words = " ".join(name for name in self._arguments if not name.startswith("--"))
+        lines = [f"Usage: prefork {self.name} [OPTION...] {words}".rstrip(), ""]
+        lines += [*textwrap.wrap(self.summary, width), ""]
+        for name, text in self._arguments.items():
+            lines += _row(name.strip("[]"), text, "", width)
+        control = TABLE["control"]
+        default = f"[default: {control.shown(control.default)}] [{control.variable}]"
+        lines += _row(
+            f"--control {control.kind.metavar}",
+            "the control socket of the server: unix:/PATH or unix:@NAME",
+            default,
+            width,
+        )
+        lines += _row(
+            "-c, --config FILE",
+            "the settings file of the server, if that says it",
+            f"[{CONFIG_VARIABLE}]",
+            width,
+        )
+        return "\n".join(lines)
+
+
+class _Unit(Command):
+    """`prefork unit`: the arguments of `prefork run`, and a few of its own."""
+
+    _OWN: Final = {
+        "--name NAME": "of the units; without it that of the directory",
+        "--notify-reload": "with a drop-in for Type=notify-reload, which needs systemd 253",
+        "--install DIR": "write the files into DIR, such as /etc/systemd/system, instead of printing them",
+    }
+
+    def __call__(self, arguments: Sequence[str]) -> int:
+        parser = _Parser(prog=f"prefork {self.name}", add_help=False, allow_abbrev=False)
+        for words in self._OWN:
+            flag, _, value = words.partition(" ")
+            parser.add_argument(flag, action="store" if value else "store_true")
+        own, rest = parser.parse_known_args(arguments)
+        settings, flags, config = self._load(rest)
+        return self._run(own, settings, _as_typed(flags, config))
+
+    def help(self) -> str:
+        width = min(shutil.get_terminal_size().columns, 110)
+        head, mark, settings = super().help().partition(f"\n{_APP_GROUP}:\n")
+        rows = [line for words, text in self._OWN.items() for line in _row(words, text, "", width)]
+        return "\n".join([head, "Units:", *rows, mark.rstrip("\n"), settings.lstrip("\n")])
+
+
+def _as_typed(flags: Mapping[str, Given], config: str | None) -> list[str]:
+    """The options of a command line in their long form. User and group are directives of a unit."""
+    words = [f"--config={config}"] if config is not None else []
+    for name, given in flags.items():
+        if name in ("app", "user", "group"):
+            continue
+        if isinstance(TABLE[name].default, bool):
+            words.append(given.source)
+        else:
+            values = [given.value] if isinstance(given.value, str) else given.value
+            words += [f"{TABLE[name].flags[-1]}={value}" for value in values]
+    return words
+
+
 class _Parser(argparse.ArgumentParser):
     """Raises where argparse would print and exit."""
 
@@ -236,13 +352,13 @@ def _overview() -> str:
 # --- what the commands do -------------------------------------------------------------------
 
 
-def _run(settings: Settings) -> int:
+def _run(settings: Settings, reread: Callable[[], Settings]) -> int:
     from prefork import log
 
-    log.setup(settings.log_level)
+    log.setup(settings.log_level, settings.log_format)
     from prefork.workers import boot
 
-    return boot.run(settings.app, None, settings)
+    return boot.run(settings.app, None, settings, reread=reread)
 
 
 def _check(settings: Settings) -> int:
@@ -311,14 +427,90 @@ def _installed(name: str) -> str:
     return "(unknown version)"
 
 
+def _status(address: str, given: argparse.Namespace) -> int:
+    from prefork import ctl
+
+    return ctl.status(address, as_json=given.json)
+
+
+def _reload(address: str, given: argparse.Namespace) -> int:
+    from prefork import ctl
+
+    return ctl.reload(address, wait=given.wait)
+
+
+def _scale(address: str, given: argparse.Namespace) -> int:
+    from prefork import ctl
+
+    return ctl.scale(address, given.n)
+
+
+def _stop(address: str, given: argparse.Namespace) -> int:
+    from prefork import ctl
+
+    return ctl.stop(address, now=given.now)
+
+
+def _stacks(address: str, given: argparse.Namespace) -> int:
+    from prefork import ctl
+
+    return ctl.stacks(address, given.worker)
+
+
+def _top(address: str, given: argparse.Namespace) -> int:
+    from prefork import ctl
+
+    return ctl.top(address)
+
+
+def _unit(own: argparse.Namespace, settings: Settings, flags: Sequence[str]) -> int:
+    from prefork import unit
+
+    wish = unit.Wish(settings=settings, flags=flags, name=own.name or "", notify_reload=own.notify_reload)
+    units = unit.write_units(wish, unit.Machine.this())
+    if own.install is None:
+        print(units.shown(), end="")
+    else:
+        for path in unit.install(units, own.install):
+            print(path)
+    for note in units.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return _CLEAN
+
+
 _GROUPS = tuple(dict.fromkeys(setting.group for setting in TABLE.values()))
 
 _COMMANDS = {
     command.name: command
     for command in (
-        Command("serve an application with worker processes", _run, groups=_GROUPS),
+        Command("serve an application with worker processes", _run, groups=_GROUPS, rereads=True),
         Command("import an application, and show every setting with its source", _check, groups=_GROUPS),
         Command("show the routes of an application", _routes, groups=[_APP_GROUP]),
         Command("show the versions of prefork and of what it runs on", _version, app=False),
+        _Unit("print units for systemd: a service, and sockets for it", _unit, groups=_GROUPS),
+        _Ask(
+            "show how a running server and each of its workers do",
+            _status,
+            {"--json": "all figures, as JSON"},
+        ),
+        _Ask(
+            "have a running server load the application anew; the old one serves until the new one does",
+            _reload,
+            {"--wait": "return when it is over: 0, or 1 with the reason and the traceback if it failed"},
+        ),
+        _Ask("change how many workers a running server has", _scale, {"N": "how many there shall be"}),
+        _Ask(
+            "end a running server, as SIGTERM does",
+            _stop,
+            {"--now": "cut what is in flight, as SIGQUIT does"},
+        ),
+        _Ask(
+            "print what every thread of a running server's workers is doing",
+            _stacks,
+            {"[WORKER]": "the number of one worker; without it all"},
+        ),
+        _Ask(
+            "watch a running server: as status, again and again (q ends; prettier with rich installed)", _top
+        ),
     )
 }

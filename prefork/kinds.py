@@ -29,6 +29,7 @@ MAX_WORKERS = 1024
 _OFF = ("none", "off")
 _LONGEST = 366 * 86400.0
 _LONGEST_PATH = 107  # sockaddr_un.sun_path, less its final NUL
+_LONGEST_CONTROL_PATH = _LONGEST_PATH - 6  # it is made under a longer name, then renamed
 _DECIMAL = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _DURATION = re.compile(r"(?:([0-9.]+)h)?(?:([0-9.]+)m)?(?:([0-9.]+)s)?(?:([0-9.]+)ms)?", re.IGNORECASE)
 _DURATION_UNITS = (3600.0, 60.0, 1.0, 0.001)
@@ -252,6 +253,33 @@ def _read_bind(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _read_admin(value: object) -> str:
+    return parse_address(read_text(value)).text
+
+
+def _read_control(value: object) -> str:
+    text = read_text(value)
+    if text.lower() == "auto":
+        return "auto"
+    if not text.startswith("unix:") or text == "unix:@":
+        raise ValueError(f"{text!r} names no unix socket; write unix:/run/app/control.sock")
+    path = parse_address(text).path or ""
+    if not path.startswith("@"):
+        # Who looks for the socket later stands in another directory.
+        path = os.path.abspath(path)
+        if len(os.fsencode(path)) > _LONGEST_CONTROL_PATH:
+            raise ValueError(f"the path {path} is longer than {_LONGEST_CONTROL_PATH} bytes")
+    return f"unix:{path}"
+
+
+def _read_patterns(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [pattern for pattern in value.split(",") if pattern]
+    if not isinstance(value, (list, tuple)):
+        raise ValueError
+    return tuple(read_text(pattern) for pattern in value)
+
+
 def _read_workers(value: object) -> int:
     return available_cpus() if value == "auto" else int(integer(1, MAX_WORKERS).read(value))
 
@@ -270,6 +298,20 @@ def _read_directory(value: object) -> str:
     if not os.path.isdir(path):
         raise ValueError(f"{path} is no directory")
     return path
+
+
+def _read_log_file(value: object) -> str:
+    text = read_text(value)
+    if "\0" in text:
+        raise ValueError
+    # A worker may stand in another directory when it opens the file anew.
+    return text if text == "-" else os.path.abspath(text)
+
+
+def _read_access_log_format(value: object) -> str:
+    from prefork.log import atoms  # only who sets it pays for the log
+
+    return atoms.check(read_text(value))
 
 
 def _read_account(lookup: Callable[[str], object], sort: str, value: object) -> str:
@@ -296,6 +338,20 @@ NULLABLE_DEADLINE = optional(DEADLINE, "no deadline")
 BOOLEAN = Kind(read_boolean, "on or off", "on|off", lambda value: "on" if value else "off")
 APP = Kind(read_text, "MODULE:ATTRIBUTE, such as app:mux", "APP")
 BIND = Kind(_read_bind, "HOST:PORT, :PORT, [IPV6]:PORT, unix:/PATH or fd:N", "ADDRESS", " ".join)
+ADMIN = optional(
+    Kind(_read_admin, "HOST:PORT, :PORT, [IPV6]:PORT, unix:/PATH or fd:N", "ADDRESS"), "no such listener"
+)
+CONTROL = optional(
+    Kind(_read_control, "unix:/PATH, unix:@NAME, or auto ($RUNTIME_DIRECTORY/control.sock)", "ADDRESS"),
+    "no control socket",
+)
+LOG_FILE = Kind(_read_log_file, "the path of a file, or -", "PATH")
+ACCESS_LOG_FORMAT = Kind(
+    _read_access_log_format,
+    "combined, json, logfmt, or a text with atoms, such as '%(h)s %(r)s %(s)s'",
+    "FORMAT",
+)
+PATTERNS = Kind(_read_patterns, "patterns such as templates/*.html, or directories", "GLOB", ",".join)
 DIRECTORY = optional(Kind(_read_directory, "a directory", "DIR"), "stay in the current one")
 WORKERS = Kind(_read_workers, f"a whole number from 1 to {MAX_WORKERS}, or auto", "N|auto")
 UMASK = optional(

@@ -120,6 +120,29 @@ class Settings:
         30.0, kinds.DURATION, "Processes", "--graceful-timeout",
         "when stopping: for the requests in flight; then they are cut")
 
+    drain_delay: float = _setting(
+        0.0, kinds.DURATION, "Processes", "--drain-delay",
+        "when stopping: to go on serving while load balancers learn that we are not ready any more")
+    worker_timeout: float | None = _setting(
+        30.0, kinds.NULLABLE_DEADLINE, "Processes", "--worker-timeout",
+        "for the event loop of a worker to turn; one that hangs is explained, killed and replaced")
+    crash_budget: int | None = _setting(
+        None, kinds.optional(kinds.integer(1, 10_000), "any number"), "Processes", "--crash-budget",
+        "unexpected deaths of workers within a minute that end the service with exit code 5")
+    max_requests: int | None = _setting(
+        None, kinds.optional(kinds.integer(1, 2**53), "any number"), "Processes", "--max-requests",
+        "requests after which a worker is replaced, its successor first")
+    max_requests_jitter: int | None = _setting(
+        None, kinds.optional(kinds.integer(0, 2**53), "a tenth of max_requests"), "Processes",
+        "--max-requests-jitter",
+        "up to so many requests more, by chance, so that not all are replaced at once")
+    max_rss: int | None = _setting(
+        None, kinds.optional(kinds.SIZE, "no limit"), "Processes", "--max-rss",
+        "memory in RAM above which a worker is replaced")
+    max_lifetime: float | None = _setting(
+        None, kinds.NULLABLE_DEADLINE, "Processes", "--max-lifetime",
+        "age at which a worker is replaced")
+
     read_header_timeout: float | None = _setting(
         10.0, kinds.NULLABLE_DEADLINE, "Time limits", "--read-header-timeout",
         "for the head of a request")
@@ -155,16 +178,53 @@ class Settings:
 
     log_level: str = _setting(
         "info", kinds.choice("debug", "info", "warning", "error", "critical"), "Logging", "--log-level",
-        "debug, info, warning, error or critical: the least that is logged, on standard error")
+        "debug, info, warning, error or critical: the least that is logged")
+    log_format: str = _setting(
+        "console", kinds.choice("console", "json", "logfmt"), "Logging", "--log-format",
+        "console, for people, or json or logfmt, for programs")
+    log_file: str = _setting(
+        "-", kinds.LOG_FILE, "Logging", "--log-file",
+        "file to append the log to; -: standard error. SIGUSR1 opens it anew")
     access_log: bool = _setting(
         False, kinds.BOOLEAN, "Logging", "--access-log --no-access-log",
-        "log each request on standard output: combined format, then its seconds")
+        "log each request; an access_log_file turns it on as well")
+    access_log_format: str = _setting(
+        "combined", kinds.ACCESS_LOG_FORMAT, "Logging", "--access-log-format",
+        "combined (and the seconds taken), json, logfmt, or a text with atoms such as %(h)s")
+    access_log_file: str = _setting(
+        "-", kinds.LOG_FILE, "Logging", "--access-log-file",
+        "file to append the access log to; -: standard output. SIGUSR1 opens it anew")
+
+    control: str | None = _setting(
+        "auto", kinds.CONTROL, "Operations", "--control",
+        "unix socket for `prefork status`, `reload` and the like; auto: control.sock in the directory "
+        "that systemd's RuntimeDirectory= makes, without that none")
+
+    admin: str | None = _setting(
+        None, kinds.ADMIN, "Operations", "--admin",
+        "address where the master answers /livez, /readyz and /metrics, also when all workers hang")
+
+    reload: bool = _setting(
+        False, kinds.BOOLEAN, "Development", "--reload --no-reload",
+        "for development: load the application afresh when its files change; while the new code fails the "
+        "old one serves on, but a first start that fails ends as usual. Unless a flag says otherwise: "
+        "1 worker, at most 2s of graceful_timeout, no worker_timeout. It needs watchfiles: "
+        "pip install 'prefork[reload]'")
+    reload_include: tuple[str, ...] = _setting(
+        (), kinds.PATTERNS, "Development", "--reload-include",
+        "other files to watch with --reload, such as 'templates/*.html', or a directory with all that is "
+        "below it; may be repeated")
 
     origins: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def origin(self, name: str) -> str:
         """Where the value of setting `name` came from: a flag, a variable, a file, "default"."""
         return self.origins.get(name, "default")
+
+    @property
+    def logs_requests(self) -> bool:
+        """Whether there is an access log: asked for, or given a file and not refused."""
+        return self.access_log or (self.access_log_file != "-" and self.origin("access_log") == "default")
 # fmt: on
 
 
@@ -175,6 +235,20 @@ TABLE: Mapping[str, Setting] = MappingProxyType(
         if field.metadata
     }
 )
+
+
+def control_address(value: str | None, environ: Mapping[str, str] | None = None) -> str | None:
+    """Where setting `control` puts the control socket: "unix:/run/app/control.sock"; None: nowhere.
+
+    value: that of the setting. environ: None means this process' own.
+    """
+    if value != "auto":
+        return value
+    environ = os.environ if environ is None else environ
+    # systemd.exec(5): "If multiple directories are set, then in the environment variable the paths
+    # are concatenated with colon".
+    directory = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return f"unix:{directory}/control.sock" if directory.startswith("/") else None
 
 
 # --- loading --------------------------------------------------------------------------------

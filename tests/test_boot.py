@@ -135,7 +135,8 @@ def test_a_worker_shares_with_the_master_its_stdio_and_listeners_only(prefork_pr
     for pid in server.workers():
         mine = files(pid)
         shared = {name for name in mine.values() if ":[" in name and "anon_inode" not in name}
-        assert shared & set(master.values()) <= listeners | stdio
+        # Besides, the pipe that the master reads this worker's stacks from.
+        assert [name[:5] for name in shared & set(master.values()) - listeners - stdio] in ([], ["pipe:"])
         # And with no other worker anything else.
         for other in set(server.workers()) - {pid}:
             assert shared & set(files(other).values()) <= listeners | stdio
@@ -232,8 +233,9 @@ def test_a_start_that_fails_says_so_once(prefork_command, app, code, why):
     done = prefork_command("run", "app:mux", "-w", "4", "-b", "127.0.0.1:0", app=app)
     assert done.code == code
     assert done.stderr.count(why) == 1
-    assert "prefork/workers" not in done.stderr
-    assert "importlib" not in done.stderr
+    if "SIGSEGV" not in why:  # faulthandler shows everything
+        assert "prefork/workers" not in done.stderr
+        assert "importlib" not in done.stderr
 
 
 def test_an_import_that_hangs(prefork_command):

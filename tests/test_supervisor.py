@@ -1,102 +1,70 @@
-"""The supervisor: no process is forked here, and no time passes.
+"""The supervisor: what it does in each situation, one story per test.
 
-First what it does in each situation, one story per test; then a machine that tells it any
-story at all, and looks after every step whether the laws of its docstring hold.
+No process is forked here, and no time passes. Reloads and recycling have a file of their own,
+test_rollout.py; test_supervisor_fuzz.py tells it any story at all.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
-import os
 import signal
+from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from prefork.ipc import Drain, Draining, ExitCode, Failed, Ready
+from prefork.ipc import Drain, Draining, ExitCode, Failed, Ready, Retiring
 from prefork.master import slots
 from prefork.master.events import (
     Closing,
     Exit,
     Exited,
+    Explain,
     Fork,
     Forked,
     ForkFailed,
+    Hangs,
     Kill,
     Log,
+    Reload,
+    Reloaded,
     Report,
     Said,
+    Scale,
     Send,
     Serving,
     Start,
     Status,
     Stop,
+    Stopping,
     Tick,
 )
 from prefork.master.slots import BACKOFF_FIRST, BACKOFF_LAST, HEALTHY_AFTER, State, backoff
-from prefork.master.supervisor import LEAVE_WITHIN, Phase, Supervisor, describe
+from prefork.master.supervisor import (
+    BUDGET_PERIOD,
+    EXPLAIN_WITHIN,
+    LEAVE_WITHIN,
+    Phase,
+    Supervisor,
+    describe,
+)
 
-GRACEFUL, BOOT = 30.0, 60.0
-
-
-def exited(code: int) -> int:
-    """A wait status."""
-    return code << 8
-
-
-class World:
-    """A kernel of straw: answers forks at once and remembers what was done."""
-
-    def __init__(self, count: int = 2) -> None:
-        self.now = 1000.0
-        self.supervisor = Supervisor(slots=count, graceful_timeout=GRACEFUL, boot_timeout=BOOT)
-        self.pids: dict[int, int] = {}  # slot -> the newest pid in it
-        self.seats: dict[int, int] = {}
-        self.next_pid = 100
-        self.can_fork = True
-
-    def tell(self, event) -> list:
-        done, todo = [], list(self.supervisor.handle(event, self.now))
-        while todo:
-            action = todo.pop(0)
-            done.append(action)
-            if isinstance(action, Fork):
-                if self.can_fork:
-                    self.next_pid += 1
-                    self.pids[action.slot] = self.next_pid
-                    self.seats[self.next_pid] = action.seat
-                    event = Forked(action.slot, self.next_pid)
-                else:
-                    event = ForkFailed(action.slot, "no room")
-                todo += self.supervisor.handle(event, self.now)
-        return done
-
-    def after(self, seconds: float) -> list:
-        self.now += seconds
-        return self.tell(Tick())
-
-    def say(self, slot: int, message) -> list:
-        return self.tell(Said(self.pids[slot], message))
-
-    def serve(self) -> World:
-        self.tell(Start())
-        for slot in list(self.pids):
-            self.say(slot, Ready())
-        return self
-
-    def die(self, slot: int, status: int = signal.SIGSEGV) -> list:
-        return self.tell(Exited(self.pids[slot], status))
-
-
-def kinds(actions: list) -> list[type]:
-    return [type(action) for action in actions if not isinstance(action, (Log, Status))]
-
-
-def logged(actions: list) -> str:
-    return "\n".join(action.text for action in actions if isinstance(action, Log))
+_spec = importlib.util.spec_from_file_location(
+    "helpers_supervisor", Path(__file__).with_name("helpers_supervisor.py")
+)
+assert _spec is not None
+assert _spec.loader is not None
+helpers = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(helpers)
+World, exited, kinds, logged, details = (
+    helpers.World,
+    helpers.exited,
+    helpers.kinds,
+    helpers.logged,
+    helpers.details,
+)
+only, drained, GRACEFUL, BOOT = helpers.only, helpers.drained, helpers.GRACEFUL, helpers.BOOT
 
 
 @pytest.fixture
@@ -112,11 +80,27 @@ def test_start_forks_every_slot_on_a_seat_of_its_own(world):
     assert world.supervisor.phase is Phase.STARTING
 
 
-def test_it_serves_when_all_are_ready(world):
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_it_serves_when_all_are_ready(count):
+    world = World(count)
     world.tell(Start())
-    assert world.say(0, Ready()) == [Status("1/2 workers ready")]
-    assert world.supervisor.phase is Phase.SERVING
-    assert world.say(1, Ready()) == [Serving(), Status("2/2 workers ready")]
+    for slot in range(count - 1):
+        assert world.ready(slot) == [Status(f"{slot + 1}/{count} workers ready")]
+        assert world.supervisor.phase is Phase.SERVING
+    assert world.ready(count - 1) == [Serving(), Status(f"{count}/{count} workers ready")]
+
+
+@pytest.mark.parametrize(("count", "enough"), [(3, 2), (4, 3), (8, 5)])
+def test_it_serves_with_more_than_half_when_the_others_have_failed(count, enough):
+    world = World(count)
+    world.tell(Start())
+    for slot in range(enough):
+        assert Serving() not in world.ready(slot)
+    actions = []
+    for slot in range(enough, count):
+        assert Serving() not in actions
+        actions = world.die(slot)
+    assert Serving() in actions
 
 
 def test_serving_is_told_once(world):
@@ -135,7 +119,7 @@ def test_at_least_one_worker():
 def test_the_first_failure_before_any_is_ready_ends_everything_with_one_report(world, said, code):
     world.tell(Start())
     actions = world.say(0, Failed(said, "no module named app"))
-    assert actions[:2] == [Report("no module named app"), Closing()]
+    assert actions[:3] == [Report("no module named app"), Stopping(), Closing()]
     assert Kill(world.pids[1], signal.SIGTERM) in actions
     assert kinds(world.say(1, Failed(said, "no module named app"))) == []
     assert kinds(world.die(0, exited(said))) == []
@@ -173,7 +157,7 @@ def test_once_one_was_ready_a_failure_is_no_end(world):
     actions = world.say(1, Failed(4, "Traceback"))
     assert kinds(actions) == []
     assert "next one in 0.1 s" in logged(actions)
-    assert [action.detail for action in actions if isinstance(action, Log)] == ["Traceback"]
+    assert details(actions) == ["Traceback"]
     world.die(1, exited(4))
     assert kinds(world.after(0.1)) == [Fork]
 
@@ -224,7 +208,7 @@ def test_the_last_words_of_a_worker_that_serves_are_logged(world):
     world.serve()
     actions = world.say(0, Failed(3, "Traceback: of ours"))
     assert kinds(actions) == []
-    assert [a.detail for a in actions if isinstance(a, Log)] == ["Traceback: of ours"]
+    assert details(actions) == ["Traceback: of ours"]
 
 
 def test_slots_have_their_own_delays(world):
@@ -247,7 +231,7 @@ def test_the_same_failure_is_explained_once(world):
     texts = []
     for story in ("SyntaxError", "SyntaxError", "ImportError"):
         world.after(30)
-        texts += [a.detail for a in world.say(0, Failed(4, story)) if isinstance(a, Log)]
+        texts += details(world.say(0, Failed(4, story)))
         world.die(0, exited(4))
     assert texts == ["SyntaxError", "", "ImportError"]
 
@@ -290,7 +274,7 @@ def test_a_worker_that_drains_by_itself_is_replaced_while_it_drains(world):
     assert logged(actions) == f"worker 1 (pid {old}) drains by itself (SIGTERM); next one in 0.1 s"
     fork = next(a for a in world.after(0.1) if isinstance(a, Fork))
     assert fork.slot == 0
-    assert fork.seat != world.seats[old]
+    assert fork.seat != world.forks[old].seat
     assert "has drained" in logged(world.tell(Exited(old, 0)))
 
 
@@ -321,7 +305,7 @@ def test_who_drains_by_itself_has_no_more_time_than_others(world):
 def test_term_drains_everybody_and_the_code_is_zero(world):
     world.serve()
     actions = world.tell(Stop("SIGTERM"))
-    assert kinds(actions) == [Closing, Send, Send]
+    assert kinds(actions) == [Stopping, Closing, Send, Send]
     assert [a.message for a in actions if isinstance(a, Send)] == [Drain(GRACEFUL)] * 2
     assert logged(actions) == "SIGTERM: draining 2 workers, at most 30 s"
     assert kinds(world.die(0, 0)) == []
@@ -330,7 +314,7 @@ def test_term_drains_everybody_and_the_code_is_zero(world):
 
 
 def test_term_before_anything(world):
-    assert kinds(world.tell(Stop("SIGTERM"))) == [Closing, Exit]
+    assert kinds(world.tell(Stop("SIGTERM"))) == [Stopping, Closing, Exit]
 
 
 @pytest.mark.parametrize("status", [exited(ExitCode.CUT), signal.SIGSEGV, exited(1)])
@@ -392,7 +376,7 @@ def test_the_second_signal_means_at_once_and_the_third_means_kill(world):
 
 def test_at_once_is_soon_also_for_a_worker_that_hangs(world):
     world.serve()
-    assert kinds(world.tell(Stop("SIGQUIT", now=True))) == [Closing, Send, Send]
+    assert kinds(world.tell(Stop("SIGQUIT", now=True))) == [Stopping, Closing, Send, Send]
     assert kinds(world.after(LEAVE_WITHIN)) == [Kill, Kill]
     world.die(0, signal.SIGKILL)
     assert world.die(1, signal.SIGKILL)[-1] == Exit(ExitCode.CUT)
@@ -414,12 +398,460 @@ def test_a_stop_while_a_start_fails_keeps_the_failures_code(world):
 
 
 def test_infinite_patience_is_possible():
-    world = World(1)
-    world.supervisor = Supervisor(slots=1, graceful_timeout=math.inf, boot_timeout=math.inf)
-    world.serve()
+    world = World(1, graceful_timeout=math.inf, boot_timeout=math.inf).serve()
     world.tell(Stop("SIGTERM"))
     assert kinds(world.after(1e9)) == []
     assert world.die(0, 0)[-1] == Exit(ExitCode.CLEAN)
+
+
+# --- what a death tells ---------------------------------------------------------------------
+
+
+def test_what_the_dead_had_in_hand_is_told(world):
+    world.serve()
+    flight = ("GET /report (41.0 s)", "POST /upload (0.2 s)")
+    text = logged(world.die(0, flight=flight))
+    assert (
+        "was killed by SIGSEGV after 0 s; in hand: GET /report (41.0 s), POST /upload (0.2 s); next" in text
+    )
+
+
+def test_a_kill_of_the_kernel_for_memory_is_told_as_such(world):
+    world.serve()
+    assert "was killed by SIGKILL (out of memory: see" in logged(
+        world.die(0, signal.SIGKILL, out_of_memory=True)
+    )
+    assert world.supervisor.restarts == {"oom": 1}
+
+
+@pytest.mark.parametrize("status", [signal.SIGSEGV, exited(1)])
+def test_another_death_is_none_for_memory(world, status):
+    # The kernel has killed something in the cgroup, a child of the worker perhaps.
+    world.serve()
+    assert "out of memory" not in logged(world.die(0, status, out_of_memory=True))
+    assert world.supervisor.restarts == {"crash": 1}
+
+
+def test_what_a_worker_had_in_hand_that_we_killed_is_told(world):
+    world.serve()
+    old = world.pids[0]
+    world.say(0, Draining("SIGTERM"))
+    world.after(GRACEFUL + LEAVE_WITHIN)
+    text = logged(world.exit(old, signal.SIGKILL, flight=("GET /slow (31.0 s)",), out_of_memory=True))
+    assert text.startswith(f"worker 1 (pid {old}) was killed by SIGKILL: what it had in flight is cut;")
+    assert text.endswith("; in hand: GET /slow (31.0 s)")
+
+
+def test_what_was_cut_at_the_stop_is_told_by_name(world):
+    world.serve()
+    world.tell(Stop("SIGTERM"))
+    assert "is cut; in hand: GET /slow" in logged(world.die(0, exited(ExitCode.CUT), flight=("GET /slow",)))
+
+
+def test_restarts_are_counted_by_reason(world):
+    world.serve()
+    world.die(0)
+    world.after(0.1)
+    world.die(0, exited(3))
+    world.can_fork = False
+    world.after(0.2)
+    world.can_fork = True
+    world.after(0.4)
+    world.ready(0)
+    world.say(0, Draining("SIGTERM"))
+    world.tell(Hangs(world.pids[1], 30.0))
+    assert world.supervisor.restarts == {"crash": 1, "boot": 1, "fork": 1, "left": 1, "hung": 1}
+
+
+# --- hanging --------------------------------------------------------------------------------
+
+
+def test_a_worker_that_hangs_is_explained_then_killed_and_replaced_meanwhile(world):
+    world.serve()
+    hung = world.pids[1]
+    actions = world.tell(Hangs(hung, 30.2))
+    assert actions[0] == Explain(hung, f"worker 2 (pid {hung})", 30.2)
+    assert logged(actions) == (
+        f"worker 2 (pid {hung}) hangs: its loop has not turned for 30.2 s; next one in 0.1 s"
+    )
+    assert kinds(world.after(0.1)) == [Fork]
+    assert kinds(world.after(EXPLAIN_WITHIN - 0.11)) == []
+    assert Kill(hung, signal.SIGKILL) in world.after(0.02)
+    assert kinds(world.ready(1)) == []
+    text = logged(world.exit(hung, signal.SIGKILL, flight=("GET /loop (30.3 s)",)))
+    assert text == f"worker 2 (pid {hung}), which hung, was killed by SIGKILL; in hand: GET /loop (30.3 s)"
+    assert world.supervisor.ready == 2
+
+
+def test_it_is_explained_once(world):
+    world.serve()
+    world.tell(Hangs(world.pids[0], 30.0))
+    assert world.tell(Hangs(world.pids[0], 30.3)) == []
+
+
+def test_whoever_boots_does_not_hang(world):
+    # It has the boot timeout.
+    world.serve()
+    world.die(0)
+    world.after(0.1)
+    assert world.tell(Hangs(world.pids[0], 50.0)) == []
+
+
+def test_a_worker_that_hangs_while_it_drains_is_ended_early(world):
+    world.serve()
+    old = world.pids[0]
+    world.say(0, Draining("SIGTERM"))
+    world.after(0.1)
+    world.ready(0)
+    actions = world.tell(Hangs(old, 10.0))
+    assert kinds(actions) == [Explain]
+    assert "hangs: its loop has not turned for 10 s" in logged(actions)
+    assert kinds(world.after(EXPLAIN_WITHIN)) == [Kill]
+    assert "which hung" in logged(world.exit(old, signal.SIGKILL))
+    assert world.supervisor.restarts == {"left": 1}
+
+
+def test_a_worker_that_hangs_at_the_stop_holds_up_nobody(world):
+    world.serve()
+    world.tell(Stop("SIGTERM"))
+    world.die(0, 0)
+    assert kinds(world.tell(Hangs(world.pids[1], 10.0))) == [Explain]
+    assert kinds(world.after(EXPLAIN_WITHIN)) == [Kill]
+    assert world.die(1, signal.SIGKILL)[-1] == Exit(ExitCode.CUT)
+
+
+def test_a_hanging_stranger_is_none_of_our_business(world):
+    world.serve()
+    assert world.tell(Hangs(99, 10.0)) == []
+
+
+# --- scale ----------------------------------------------------------------------------------
+
+
+def test_up(world):
+    world.serve()
+    actions = world.scale(4)
+    assert logged(actions) == "SIGTTIN: from 2 to 4 workers"
+    assert [(a.slot, a.generation) for a in actions if isinstance(a, Fork)] == [(2, 1), (3, 1)]
+    assert actions[-1] == Status("2/4 workers ready")
+    world.ready(2)
+    world.ready(3)
+    assert world.supervisor.ready == 4
+
+
+def test_down(world):
+    world.serve()
+    actions = world.scale(1)
+    assert logged(actions) == "SIGTTIN: from 2 to 1 worker"
+    assert [a for a in actions if isinstance(a, Send)] == [Send(world.pids[1], Drain(GRACEFUL))]
+    assert "has drained" in logged(world.die(1, 0))
+    assert world.supervisor.next_deadline() is None
+
+
+def test_down_and_up_again_while_the_old_one_drains(world):
+    world.serve()
+    old = world.pids[1]
+    world.scale(1)
+    assert [a.slot for a in world.scale(2) if isinstance(a, Fork)] == [1]
+    assert world.pids[1] != old
+    world.scale(1)
+    # Both places are taken by processes on their way out.
+    assert kinds(world.scale(2)) == []
+    assert kinds(world.exit(old, 0)) == [Fork]
+
+
+def test_down_while_a_worker_boots(world):
+    world.serve()
+    world.scale(3)
+    assert [a for a in world.scale(2) if isinstance(a, Kill)] == [Kill(world.pids[2], signal.SIGTERM)]
+    assert logged(world.die(2, signal.SIGTERM)) == ""
+    assert kinds(world.after(BACKOFF_LAST)) == []
+
+
+def test_down_while_a_slot_waits_for_its_next_worker(world):
+    world.serve()
+    world.die(1)
+    world.scale(1)
+    assert kinds(world.after(BACKOFF_LAST)) == []
+    assert kinds(world.scale(2)) == [Fork]
+
+
+def test_down_before_anything_is_ready(world):
+    world.tell(Start())
+    world.scale(1)
+    assert kinds(world.die(1, signal.SIGTERM)) == []
+    assert kinds(world.ready(0)) == [Serving]
+
+
+def test_fewer_may_be_all_of_them():
+    world = World(4)
+    world.tell(Start())
+    world.ready(0)
+    world.ready(1)
+    assert Serving() in world.scale(2)
+
+
+def test_the_most_there_can_be(world):
+    world.serve()
+    most = world.supervisor.most
+    assert most == Supervisor.capacity(2) == 10
+    actions = world.scale(most + 1)
+    assert "SIGTTIN: 11 workers are wanted, but this service can have at most 10" in logged(actions)
+    assert world.supervisor.wanted == most
+    assert len({fork.seat for fork in world.forks.values()}) == most
+    # Told again, although nothing changes.
+    assert "at most 10" in logged(world.scale(most + 1))
+
+
+def test_the_least_there_can_be(world):
+    world.serve()
+    world.scale(1)
+    assert logged(world.scale(0)) == "SIGTTIN: 0 workers are wanted, but a service needs one"
+    assert world.supervisor.wanted == 1
+
+
+def test_the_number_it_has_is_nothing_to_tell(world):
+    world.serve()
+    assert world.scale(2) == []
+
+
+def test_no_scale_after_the_stop(world):
+    world.serve()
+    world.tell(Stop("SIGTERM"))
+    assert world.scale(5) == []
+
+
+# --- the crash budget -----------------------------------------------------------------------
+
+
+def test_the_crash_budget_ends_the_service():
+    world = World(2, crash_budget=2).serve()
+    for _ in range(2):
+        assert Stopping() not in world.die(0)
+        world.after(1)
+        world.ready(0)
+    actions = world.die(0)
+    assert kinds(actions) == [Stopping, Closing, Send]
+    assert "3 workers lost within 60 s: the crash budget is spent" in logged(actions)
+    # Gracefully: the others finish what they have.
+    assert world.supervisor.phase is Phase.DRAINING
+    assert world.die(1, 0)[-1] == Exit(ExitCode.CRASH_BUDGET)
+
+
+def test_what_was_cut_does_not_hide_the_crash_budget():
+    world = World(2, crash_budget=0).serve()
+    world.die(0)
+    assert world.die(1, exited(ExitCode.CUT))[-1] == Exit(ExitCode.CRASH_BUDGET)
+
+
+def test_the_budget_is_for_a_minute():
+    world = World(1, crash_budget=1).serve()
+    for _ in range(5):
+        assert Stopping() not in world.die(0)
+        world.after(31)
+        world.ready(0)
+        world.after(BUDGET_PERIOD - 31)
+    assert world.supervisor.phase is Phase.SERVING
+
+
+def test_failed_starts_and_hangs_cost_as_well_as_failed_forks():
+    world = World(2, crash_budget=2).serve()
+    world.die(0)
+    world.can_fork = False
+    world.after(0.1)
+    assert Stopping() in world.tell(Hangs(world.pids[1], 30.0))
+
+
+def test_a_worker_that_is_told_to_go_costs_nothing():
+    world = World(1, crash_budget=0).serve()
+    assert Stopping() not in world.say(0, Draining("SIGTERM"))
+
+
+# --- the delay for load balancers -----------------------------------------------------------
+
+
+def delayed() -> World:
+    return World(2, drain_delay=5.0).serve()
+
+
+def test_not_ready_first_then_no_connections():
+    world = delayed()
+    actions = world.tell(Stop("SIGTERM"))
+    assert kinds(actions) == [Stopping]
+    assert logged(actions) == "SIGTERM: not ready any more, draining in 5 s"
+    assert actions[-1] == Status("stopping soon, 2 workers still serving")
+    assert kinds(world.after(4.9)) == []
+    actions = world.after(0.1)
+    assert kinds(actions) == [Closing, Send, Send]
+    assert actions[-1] == Status("draining, 2 workers left")
+    world.die(0, 0)
+    assert world.die(1, 0)[-1] == Exit(ExitCode.CLEAN)
+
+
+def test_the_second_term_does_not_wait_for_the_delay():
+    world = delayed()
+    world.tell(Stop("SIGTERM"))
+    actions = world.tell(Stop("SIGTERM"))
+    assert kinds(actions) == [Closing, Send, Send]
+    assert [a.message for a in actions if isinstance(a, Send)] == [Drain(0.0)] * 2
+    assert world.supervisor.phase is Phase.STOPPING
+    assert Closing() not in world.after(5)
+
+
+def test_at_once_knows_no_delay():
+    assert kinds(delayed().tell(Stop("SIGQUIT", now=True))) == [Stopping, Closing, Send, Send]
+
+
+def test_no_delay_before_anything_is_ready():
+    world = World(2, drain_delay=5.0)
+    world.tell(Start())
+    assert kinds(world.tell(Stop("SIGTERM"))) == [Stopping, Closing, Kill, Kill]
+
+
+def test_who_dies_within_the_delay_is_not_replaced_and_was_cut():
+    world = delayed()
+    world.tell(Stop("SIGTERM"))
+    assert "is cut" in logged(world.die(0))
+    assert kinds(world.after(1)) == []
+    world.after(4)
+    assert world.die(1, 0)[-1] == Exit(ExitCode.CUT)
+
+
+def test_when_all_die_within_the_delay_it_is_over():
+    world = delayed()
+    world.tell(Stop("SIGTERM"))
+    world.die(0)
+    assert kinds(world.die(1)) == [Closing, Exit]
+    assert world.supervisor.next_deadline() is None
+
+
+def test_a_worker_that_boots_within_the_delay_may_serve():
+    world = delayed()
+    world.die(0)
+    world.after(0.1)
+    world.tell(Stop("SIGTERM"))
+    assert kinds(world.ready(0)) == []
+    assert drained(world.after(5)) == [world.pids[1], world.pids[0]]
+
+
+def test_a_worker_that_hangs_within_the_delay_is_ended_and_not_replaced():
+    world = delayed()
+    world.tell(Stop("SIGTERM"))
+    assert kinds(world.tell(Hangs(world.pids[0], 30.0))) == [Explain]
+    assert kinds(world.after(EXPLAIN_WITHIN)) == [Kill]
+
+
+# --- time that nobody had -------------------------------------------------------------------
+
+
+def test_a_master_that_did_not_run_kills_nobody_for_it(world):
+    world.serve()
+    world.die(0)
+    world.after(0.1)
+    world.now += 7200
+    actions = world.tell(Tick())
+    assert kinds(actions) == []
+    assert "the master did not run for 7140 s or more" in logged(actions)
+    # The boot timeout begins anew.
+    assert kinds(world.after(BOOT - 1)) == []
+    assert kinds(world.after(1)) == [Kill]
+
+
+def test_what_was_said_while_the_master_did_not_run_is_heard_first(world):
+    world.tell(Start())
+    world.now += 3600
+    assert kinds(world.ready(0)) == []
+    assert kinds(world.ready(1)) == [Serving]
+    assert kinds(world.tell(Tick())) == []
+
+
+def test_a_drain_goes_on_after_a_sleep_of_the_machine(world):
+    world.serve()
+    world.tell(Stop("SIGTERM"))
+    assert kinds(world.after(7200)) == []
+    assert kinds(world.after(GRACEFUL + LEAVE_WITHIN)) == [Kill, Kill]
+
+
+def test_who_had_hardly_any_time_left_gets_a_moment(world):
+    world.serve()
+    world.die(0)
+    world.after(0.1)
+    assert kinds(world.after(BOOT - 0.001)) == []
+    assert kinds(world.after(3600)) == []
+    assert kinds(world.after(LEAVE_WITHIN - 0.1)) == []
+    assert kinds(world.after(0.1)) == [Kill]
+
+
+def test_being_a_little_late_is_no_excuse(world):
+    world.serve()
+    world.die(0)
+    world.after(0.1)
+    assert kinds(world.after(BOOT + 1.9)) == [Kill]
+
+
+def test_deadlines_pass_only_when_everything_has_been_heard():
+    # Two workers become ready in the last moment: the first word must not kill the second worker.
+    world = World(2)
+    world.tell(Start())
+    world.now += BOOT
+    world.ready(0)
+    assert kinds(world.ready(1)) == [Serving]
+
+
+# --- what makes no sense --------------------------------------------------------------------
+
+
+def test_answers_to_nothing_are_ignored(world):
+    world.serve()
+    assert world.tell(Forked(0, 4711)) == []
+    assert world.tell(ForkFailed(0, "what fork?")) == []
+    assert world.tell(world.answer) == []
+
+
+def test_a_fork_that_works_when_nobody_wants_it_any_more():
+    """The arbiter answers before anything else happens; nothing breaks if it does not."""
+    supervisor = Supervisor(slots=2, graceful_timeout=GRACEFUL, boot_timeout=BOOT)
+    supervisor.handle(Start(), 0.0)
+    supervisor.handle(Scale(1, "SIGTTOU"), 0.0)
+    assert supervisor.handle(Forked(1, 102), 0.0)[0] == Kill(102, signal.SIGTERM)
+    supervisor.handle(Stop("SIGTERM"), 0.0)
+    assert supervisor.handle(Forked(0, 101), 0.0)[0] == Kill(101, signal.SIGTERM)
+    supervisor.handle(Exited(102, signal.SIGTERM), 0.0)
+    assert supervisor.handle(Exited(101, signal.SIGTERM), 0.0)[-1] == Exit(ExitCode.CLEAN)
+
+
+def test_a_fork_that_works_after_another_one_has_spent_the_budget():
+    world = World(2, crash_budget=2).serve()
+    world.die(0)
+    world.die(1)
+    supervisor = world.supervisor
+    supervisor.handle(Tick(), world.now + 0.1)
+    assert Stopping() in supervisor.handle(ForkFailed(0, "no room"), world.now + 0.1)
+    assert supervisor.handle(Forked(1, 200), world.now + 0.1)[0] == Kill(200, signal.SIGTERM)
+    assert supervisor.handle(Exited(200, signal.SIGTERM), world.now + 0.1)[-1] == Exit(ExitCode.CRASH_BUDGET)
+
+
+def test_words_that_fit_no_state_are_ignored(world):
+    world.serve()
+    assert world.ready(0) == []
+    world.say(0, Draining("SIGTERM"))
+    assert world.say(0, Retiring("max_requests")) == []
+    assert world.say(0, Draining("SIGTERM")) == []
+
+
+def test_a_reload_after_the_stop_ends_at_once(world):
+    world.serve()
+    world.tell(Stop("SIGTERM"))
+    assert world.tell(Reload("SIGHUP")) == [Reloaded(False, "the service is stopping")]
+
+
+def test_nothing_is_heard_after_the_end(world):
+    world.serve()
+    world.tell(Stop("SIGTERM"))
+    world.die(0, 0)
+    world.die(1, 0)
+    for event in (Tick(), Start(), Said(101, Ready()), Exited(101, 0), Stop("SIGTERM")):
+        assert world.tell(event) == []
 
 
 # --- words ----------------------------------------------------------------------------------
@@ -458,220 +890,6 @@ def test_a_transition_that_is_none_is_a_bug():
     process.kill()
     with pytest.raises(AssertionError):
         process.become_ready(2.0)
-
-
-# --- any story at all -----------------------------------------------------------------------
-
-
-class AnyStory(RuleBasedStateMachine):
-    """Workers, operators and the kernel do what they like; the laws must hold."""
-
-    @initialize(count=st.integers(1, 4))
-    def begin(self, count):
-        self.now = 0.0
-        self.supervisor = Supervisor(slots=count, graceful_timeout=5.0, boot_timeout=7.0)
-        self.count = count
-        self.alive: dict[int, Fork] = {}
-        self.saw_ready: set[int] = set()
-        self.killed: set[int] = set()
-        self.sent_away: set[int] = set()
-        self.lost_at: dict[int, float] = {}
-        self.ever_ready = False
-        self.asked_to_stop = False
-        self.exit_code: int | None = None
-        self.reports = 0
-        self.closings = 0
-        self.fork_works = True
-        self.free_pids = list(range(101, 120))
-        self.tell(Start())
-
-    def tell(self, event):
-        was_over = self.exit_code is not None
-        todo = list(self.supervisor.handle(event, self.now))
-        assert not (was_over and todo), "it speaks after its end"
-        while todo:
-            action = todo.pop(0)
-            assert self.exit_code is None, f"{action} after Exit"
-            todo += self.perform(action)
-
-    def perform(self, action):
-        match action:
-            case Fork(slot=slot, seat=seat):
-                assert not self.asked_to_stop, "forked after a stop"
-                assert not self.reports, "forked after a failed start"
-                assert seat not in [fork.seat for fork in self.alive.values()], "two on one seat"
-                assert 0 <= seat < Supervisor.seats(self.count)
-                if slot in self.lost_at:
-                    waited = self.now - self.lost_at.pop(slot)
-                    assert waited > BACKOFF_FIRST - 1e-6, "no back-off"
-                if not self.fork_works:
-                    self.lost_at[slot] = self.now
-                    return self.supervisor.handle(ForkFailed(slot, "EAGAIN"), self.now)
-                # The lowest free pid: pids are used again as soon as they may be.
-                pid = self.free_pids.pop(0)
-                self.alive[pid] = action
-                return self.supervisor.handle(Forked(slot, pid), self.now)
-            case Kill(pid=pid, signal=signum):
-                assert pid in self.alive, "a signal to a stranger"
-                self.lose(pid)
-                if signum == signal.SIGKILL:
-                    assert pid not in self.killed, "killed twice"
-                    self.killed.add(pid)
-            case Send(pid=pid, message=message):
-                assert pid in self.alive
-                assert isinstance(message, Drain)
-                self.sent_away.add(pid)
-            case Report():
-                assert not self.ever_ready, "a failed start is reported after a READY"
-                self.reports += 1
-            case Closing():
-                self.closings += 1
-            case Exit(code=code):
-                assert not self.alive, "it leaves children behind"
-                assert self.asked_to_stop or self.reports
-                self.exit_code = code
-        return []
-
-    def pick(self, data):
-        return data.draw(st.sampled_from(sorted(self.alive)), label="pid")
-
-    def lose(self, pid):
-        """The slot of `pid` has lost the process that filled it."""
-        if pid not in self.sent_away:
-            self.lost_at[self.alive[pid].slot] = self.now
-            self.sent_away.add(pid)
-
-    def bury(self, pid, status):
-        self.lose(pid)
-        del self.alive[pid]
-        self.free_pids = sorted([*self.free_pids, pid])
-        for group in (self.saw_ready, self.killed, self.sent_away):
-            group.discard(pid)
-        self.tell(Exited(pid, status))
-
-    @rule(seconds=st.sampled_from([0.0, 0.01, 0.1, 0.3, 1.0, 6.0, 8.0, 61.0]))
-    def time_passes(self, seconds):
-        self.now += seconds
-        self.tell(Tick())
-
-    @rule()
-    def the_next_deadline_comes(self):
-        deadline = self.supervisor.next_deadline()
-        if deadline is not None:
-            self.now = max(self.now, deadline)
-            self.tell(Tick())
-
-    @precondition(lambda self: self.alive)
-    @rule(data=st.data())
-    def ready(self, data):
-        pid = self.pick(data)
-        if pid not in self.saw_ready:
-            self.saw_ready.add(pid)
-            self.ever_ready = True
-            self.tell(Said(pid, Ready()))
-
-    @precondition(lambda self: self.alive)
-    @rule(data=st.data(), code=st.integers(0, 9))
-    def failed(self, data, code):
-        pid = self.pick(data)
-        if pid not in self.saw_ready:
-            self.lose(pid)
-        self.tell(Said(pid, Failed(code, "boom")))
-
-    @precondition(lambda self: self.alive)
-    @rule(data=st.data())
-    def drains_by_itself(self, data):
-        pid = self.pick(data)
-        self.lose(pid)
-        self.tell(Said(pid, Draining("SIGTERM")))
-
-    @precondition(lambda self: self.alive)
-    @rule(data=st.data(), status=st.sampled_from([0, exited(1), exited(4), exited(7), 9, 11, 15]))
-    def dies(self, data, status):
-        self.bury(self.pick(data), status)
-
-    @precondition(lambda self: self.killed)
-    @rule()
-    def the_kernel_obeys(self):
-        for pid in list(self.killed):
-            self.bury(pid, signal.SIGKILL)
-
-    @rule(message=st.sampled_from([Ready(), Failed(4, "x"), Draining("x"), Drain(1.0)]))
-    def a_stranger_speaks(self, message):
-        self.tell(Said(99, message))
-
-    @rule()
-    def a_stranger_dies(self):
-        self.tell(Exited(99, 0))
-
-    @rule(works=st.booleans())
-    def memory_comes_and_goes(self, works):
-        self.fork_works = works
-
-    @precondition(lambda self: self.ever_ready)
-    @rule(now=st.booleans())
-    def stop(self, now):
-        self.asked_to_stop = True
-        self.tell(Stop("SIGTERM", now=now))
-
-    @invariant()
-    def slots_are_not_crowded(self):
-        by_slot: dict[int, list[int]] = {}
-        for pid, fork in self.alive.items():
-            by_slot.setdefault(fork.slot, []).append(pid)
-        for pids in by_slot.values():
-            assert len(pids) <= 2
-            assert len([pid for pid in pids if pid not in self.sent_away]) <= 1
-
-    @invariant()
-    def the_phase_is_what_was_asked_for(self):
-        stopping = self.supervisor.phase in (Phase.DRAINING, Phase.STOPPING)
-        assert stopping == bool(self.asked_to_stop or self.reports)
-        assert self.closings == int(stopping)
-        assert self.reports <= 1
-
-    @invariant()
-    def it_cannot_spin(self):
-        self.tell(Tick())
-        deadline = self.supervisor.next_deadline()
-        assert deadline is None or deadline > self.now
-
-    @invariant()
-    def an_empty_slot_is_filled_in_time(self):
-        if self.asked_to_stop or self.reports:
-            return
-        slots_filled = {fork.slot for pid, fork in self.alive.items() if pid not in self.sent_away}
-        crowded = [fork.slot for fork in self.alive.values()]
-        for slot in range(self.count):
-            if slot not in slots_filled and crowded.count(slot) < 2:
-                deadline = self.supervisor.next_deadline()
-                assert deadline is not None
-                assert deadline <= self.now + BACKOFF_LAST
-
-    def teardown(self):
-        if not hasattr(self, "supervisor"):
-            return
-        # However it stands: TERM ends it, even with workers that obey nothing but SIGKILL.
-        asked_at = self.now
-        if self.exit_code is None:
-            self.asked_to_stop = True
-            self.tell(Stop("SIGTERM"))
-        for _ in range(100):
-            if self.exit_code is not None:
-                break
-            self.the_kernel_obeys()
-            self.the_next_deadline_comes()
-        assert self.exit_code in {ExitCode.CLEAN, ExitCode.BOOT, ExitCode.APP, ExitCode.CUT}
-        assert self.now <= asked_at + 5.0 + 2 * LEAVE_WITHIN + 1e-6
-
-
-TestAnyStory = AnyStory.TestCase
-TestAnyStory.settings = settings(
-    max_examples=int(os.environ.get("SUPERVISOR_STORIES", "300")),
-    stateful_step_count=60,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
 
 
 def test_log_levels_are_those_of_logging(world):

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prefork")
 
+IDLE_GRACE: Final = 1.0
+"""Seconds that an idle connection stays open for its next request, which is then its last: who
+keeps connections busy never finds one closed."""
+
 _CLOSE_WITHIN: Final = 0.1
 """Seconds for cut connections to be torn down; nobody waits for a handler that refuses to be cancelled."""
 
@@ -36,10 +40,13 @@ class Drain:
         cut = await drain.wait()     # how many connections had to be cut; 0 is a clean end
     """
 
-    def __init__(self, server: Server, seat: Seat, socks: Sequence[socket.socket]) -> None:
+    def __init__(
+        self, server: Server, seat: Seat, socks: Sequence[socket.socket], *, idle_grace: float = IDLE_GRACE
+    ) -> None:
         self._server = server
         self._seat = seat
         self._socks = socks
+        self._idle_grace = idle_grace
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[int] = self._loop.create_future()
         self._task: asyncio.Task[None] | None = None
@@ -78,7 +85,8 @@ class Drain:
     async def _run(self) -> None:
         cut = 0
         # The deadline is ours, because it may be shortened while the server waits.
-        shutdown = self._loop.create_task(self._server.shutdown(None))
+        grace = min(self._idle_grace, self._deadline - self._loop.time())
+        shutdown = self._loop.create_task(self._server.shutdown(None, idle_grace=grace))
         # Its first step, which empties the queues, is behind us when we come back.
         await asyncio.sleep(0)
         for sock in self._socks:

@@ -48,10 +48,51 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """A child was reaped. status: as waitpid(2) returned it. Strangers' children are none of our business."""
+    """A child was reaped. status: as waitpid(2) returned it. Strangers' children are none of our business.
+
+    flight: the requests it had in hand, as the scoreboard tells. out_of_memory: the kernel has
+    killed processes of this cgroup since the last death.
+    """
 
     pid: int
     status: int
+    flight: tuple[str, ...] = ()
+    out_of_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hangs:
+    """A worker's loop has not turned for `seconds`. Told again and again as long as that is so."""
+
+    pid: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Somebody wants the application loaded afresh. why: the signal's name, or who asked."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The outcome of a `Prepare` action: the settings have been read again, or why they cannot be used.
+
+    slots: how many workers they ask for, which is heeded when the first of the new generation
+    serves; None leaves the number as it is.
+    """
+
+    slots: int | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Somebody wants `slots` workers."""
+
+    slots: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +105,13 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time passed. Due at `next_deadline()`; harmless at any other time."""
+    """Time passed. Due at `next_deadline()`, after everything else that is known by then; harmless at
+    any other time."""
 
 
-Event: TypeAlias = Start | Forked | ForkFailed | Said | Exited | Stop | Tick
+Event: TypeAlias = (
+    Start | Forked | ForkFailed | Said | Exited | Hangs | Reload | Prepared | Scale | Stop | Tick
+)
 
 
 # --------------------------------------------------------------------------- actions
@@ -115,8 +159,36 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
+class Explain:
+    """A worker hangs: log what it has in hand, and have it write every thread's stack."""
+
+    pid: int
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Read the settings again, for `generation`. Must be answered by `Prepared` before any other event."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """A reload is over. ok: every worker runs the new generation. text: what happened, for people.
+
+    Sent once for each `Prepare`. A `Reload` that comes before its `Prepare` shares it with those before
+    it, one that comes later has the next one; a stop ends both kinds, each with one of these.
+    """
+
+    ok: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Serving:
-    """Every slot has a worker that accepts, for the first time: the service is up."""
+    """The service is up: every slot has a worker that accepts, or more than half, and the rest has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +199,14 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
+class Stopping:
+    """The service begins to end, whatever the reason: it is not ready any more. Sent once."""
+
+
+@dataclass(frozen=True, slots=True)
 class Closing:
-    """The service begins to end, whatever the reason: no new connections from now on. Sent once."""
+    """No new connections from now on. Sent once, after `Stopping`: at once, or after the delay for load
+    balancers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,4 +216,18 @@ class Exit:
     code: int
 
 
-Action: TypeAlias = Fork | Send | Kill | Log | Report | Serving | Status | Closing | Exit
+Action: TypeAlias = (
+    Fork
+    | Send
+    | Kill
+    | Log
+    | Report
+    | Explain
+    | Prepare
+    | Reloaded
+    | Serving
+    | Status
+    | Stopping
+    | Closing
+    | Exit
+)

@@ -1,8 +1,8 @@
 """Slots and the processes in them: the state that the supervisor decides about.
 
 A *slot* is a place in the service that shall always be filled: "worker 3". A *process* is
-one forked child that fills it for a while. Usually a slot has one process; while one
-drains and its successor boots it has two, and never more.
+one forked child that fills it for a while. Usually a slot has one process; while it is
+replaced it has two, the one that goes and the one that comes, and never more.
 
 A process goes through five states, only forwards:
 
@@ -59,6 +59,9 @@ class Process:
 
     deadline: when the supervisor must do something about it (monotonic seconds), or None.
     ready_at: when it said READY, or None.
+    retires: why it wants a successor, "" if it does not. retire_at: when to fork that one.
+    retire_failures: how many successors in a row did not get ready.
+    hung: its loop did not turn, so it was told to go.
     """
 
     slot: int
@@ -69,6 +72,10 @@ class Process:
     deadline: float | None
     state: State = State.BOOTING
     ready_at: float | None = None
+    retires: str = ""
+    retire_at: float = 0.0
+    retire_failures: int = 0
+    hung: bool = False
 
     def __repr__(self) -> str:
         return f"<Process worker {self.slot + 1} pid {self.pid} {self.state.value}>"
@@ -92,6 +99,23 @@ class Process:
         self._enter(State.READY, None)
         self.ready_at = now
 
+    def served(self, now: float) -> float:
+        """Seconds since it became ready, 0 if it never did."""
+        return now - self.ready_at if self.ready_at is not None else 0.0
+
+    def retire(self, reason: str, now: float) -> None:
+        """It goes on serving, and wants a successor."""
+        assert self.state is State.READY, self.state
+        self.retires = reason
+        self.retire_at = now
+
+    def retire_later(self, now: float) -> float:
+        """Its successor failed: it serves on. Returns the delay until the next one is tried."""
+        delay = backoff(self.retire_failures)
+        self.retire_failures += 1
+        self.retire_at = now + delay
+        return delay
+
     def drain(self, deadline: float) -> None:
         self._enter(State.DRAINING, deadline)
 
@@ -109,7 +133,9 @@ class Slot:
     failures: how many processes in a row it lost without a healthy minute between.
     due: when to fork the next one (monotonic seconds); None when there is nothing to fork.
     forking: the seat for which a fork is asked, while its outcome is not yet known; else None.
+    forking_generation: what that fork will run.
     last_complaint: the text of the last failed start, so that a loop of crashes logs it once.
+    wanted: False after the service was scaled down; what is left in it drains.
     """
 
     number: int
@@ -117,15 +143,24 @@ class Slot:
     failures: int = 0
     due: float | None = None
     forking: int | None = None
+    forking_generation: int = 1
     last_complaint: str = ""
+    wanted: bool = True
 
     def __repr__(self) -> str:
         return f"<Slot {self.number} {self.processes} failures {self.failures} due {self.due}>"
 
     @property
     def current(self) -> Process | None:
-        """The process that fills the slot."""
-        return next((p for p in self.processes if p.fills), None)
+        """The process that fills the slot: the one that serves, else the one that boots."""
+        filling = [p for p in self.processes if p.fills]
+        return next((p for p in filling if p.state is State.READY), filling[0] if filling else None)
+
+    @property
+    def successor(self) -> Process | None:
+        """The process that boots while another one serves, to take its place."""
+        serving = any(p.state is State.READY for p in self.processes)
+        return next((p for p in self.processes if serving and p.state is State.BOOTING), None)
 
     @property
     def ready(self) -> bool:
@@ -133,8 +168,18 @@ class Slot:
 
     @property
     def room(self) -> bool:
-        """A process may be forked into it."""
+        """A process may be forked into it, because it is empty."""
         return self.forking is None and self.current is None and len(self.processes) < MAX_PER_SLOT
+
+    @property
+    def room_for_successor(self) -> bool:
+        """A process may be forked into it, beside the one that serves."""
+        return (
+            self.forking is None
+            and self.ready
+            and self.successor is None
+            and len(self.processes) < MAX_PER_SLOT
+        )
 
     def schedule(self, now: float, *, served_since: float | None) -> float:
         """Ask for a successor and return the delay until it comes.

@@ -8,6 +8,9 @@
 
 When systemd passes sockets (LISTEN_FDS, meant for this process by LISTEN_PID) they are used in
 place of the addresses, unless an address names a descriptor: then that is what was meant.
+Among them may be sockets of an earlier run of this service, which systemd has kept for it
+(`Listener.kept_as`): their names say for which address they were made. One that is still
+wanted is taken instead of binding anew, with the connections that wait in it; the others are closed.
 
 The master binds, before the first fork and while it may still be root; the workers inherit.
 One socket per address, shared by all workers, so that the death of a worker loses no
@@ -32,13 +35,13 @@ import stat
 import struct
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from prefork.ipc import ExitCode
 from prefork.kinds import Address, parse_address
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, MutableMapping, Sequence
+    from collections.abc import Callable, Iterator, MutableMapping, Sequence
 
 log = logging.getLogger("prefork")
 
@@ -48,6 +51,9 @@ UNIX_MODE: Final = 0o660
 _FIRST_FD: Final = 3  # SD_LISTEN_FDS_START
 _LOCK_WITHIN: Final = 5.0
 _SO_ATTACH_FILTER: Final = 26  # missing in Python's socket module
+_SO_DETACH_FILTER: Final = 27
+_KEPT: Final = "listen-"
+"""How the names of our own sockets in systemd's descriptor store begin."""
 
 
 class BindError(Exception):
@@ -66,6 +72,8 @@ class Listener:
     url: what to tell people, as in "http://127.0.0.1:8000" or "unix:/run/app.sock".
     ours: it was made here, and ends with us; False for one that was passed to us.
     identity: device and inode of the socket file that was made, or None.
+    kept_as: the name under which systemd may keep a copy for the next start; None when that makes
+    no sense: for a socket file, which is gone by then, and for one that a socket unit keeps anyway.
 
     *Resource handling*: `close()` closes the descriptor of this process, and is all that a
     worker ever does. `retire()` is for the master, when the service ends.
@@ -76,6 +84,7 @@ class Listener:
     ours: bool = True
     path: str | None = None
     identity: tuple[int, int] | None = None
+    kept_as: str | None = None
 
     def __repr__(self) -> str:
         return f"<Listener {self.url} fd {self.sock.fileno()}>"
@@ -89,7 +98,8 @@ class Listener:
         The kernel resets what is in the queue when the last process closes the socket. Somebody who
         comes between the last accept and that close would be let in and then thrown out. So the
         door is closed first: a file is removed; on TCP the requests for a connection are left
-        unanswered for these few milliseconds, and the client's kernel asks again.
+        unanswered for these few milliseconds, and the client's kernel asks again. So it does as long
+        as systemd keeps a copy: until the next start, which takes it over, or until it is closed.
         """
         if self.ours and self.sock.fileno() != -1 and self.sock.family != socket.AF_UNIX:
             _ignore_newcomers(self.sock)
@@ -119,6 +129,7 @@ def bind(
     umask: int | None = None,
     owner: tuple[int, int] = (-1, -1),
     environ: MutableMapping[str, str] | None = None,
+    forget: Callable[[str], object] | None = None,
 ) -> list[Listener]:
     """Listen on all addresses, or on none: the first failure closes what was opened and raises BindError.
 
@@ -128,6 +139,7 @@ def bind(
     want their group to be able to connect.
     environ: where systemd's variables are (None: this process'). They are removed, so that no
     program started later takes them for its own.
+    forget: told the name of each socket that systemd keeps of an earlier run in vain.
 
         for listener in bind([":8000", "unix:/run/app.sock"], backlog=2048): ...
 
@@ -135,14 +147,21 @@ def bind(
     """
     wanted = [parse_address(address) for address in addresses]
     passed = take_activation(os.environ if environ is None else environ)
+    kept = [one for one in passed if one.name.startswith(_KEPT)]
+    passed = [one for one in passed if one not in kept]
     if passed and not any(address.fd is not None for address in wanted):
         sockets = "the socket" if len(passed) == 1 else f"the {len(passed)} sockets"
         log.info("using %s that systemd passed in place of %s", sockets, " ".join(addresses))
-        wanted = [Address(f"fd:{fd}", fd=fd) for fd in passed]
+        wanted = [Address(f"fd:{one.fd}", fd=one.fd) for one in passed]
     listeners: list[Listener] = []
+    # Before anything is bound: one that nobody wants may hold an address that somebody wants.
+    reused = _reuse(kept, wanted, backlog, forget or (lambda name: None))
+    taken = frozenset(reused.values())
     try:
         for address in wanted:
-            if address.fd is not None:
+            if address.text in reused:
+                listeners.append(reused.pop(address.text))
+            elif address.fd is not None:
                 listeners.append(_adopt(address, address.fd, backlog))
             elif address.path is not None:
                 mode = UNIX_MODE if umask is None else 0o666 & ~umask
@@ -150,7 +169,10 @@ def bind(
             else:
                 listeners.append(_bind_tcp(address, backlog))
     except BaseException:
-        retire_all(listeners)
+        # One that systemd keeps stays open for newcomers: the next attempt serves them.
+        for listener in taken:
+            listener.close()
+        retire_all([listener for listener in listeners if listener not in taken])
         raise
     _check_backlog(backlog)
     return listeners
@@ -162,22 +184,31 @@ def retire_all(listeners: Sequence[Listener]) -> None:
         listener.retire()
 
 
-def take_activation(environ: MutableMapping[str, str]) -> list[int]:
+class Passed(NamedTuple):
+    """A descriptor that systemd passed. name: from LISTEN_FDNAMES; "unknown" when it has none for it."""
+
+    fd: int
+    name: str
+
+
+def take_activation(environ: MutableMapping[str, str]) -> list[Passed]:
     """The descriptors that systemd passed to this process; removes the variables that say so.
 
     sd_listen_fds(3): "$LISTEN_PID [...] the PID of the process it is intended for". Variables for
     another process are left over from a parent, and are removed as well.
     """
     pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
-    environ.pop("LISTEN_FDNAMES", None)
+    names = environ.pop("LISTEN_FDNAMES", "").split(":")
     environ.pop("LISTEN_PIDFDID", None)
     if pid != str(os.getpid()) or not re.fullmatch(r"[0-9]{1,5}", count):
         return []
-    fds = list(range(_FIRST_FD, _FIRST_FD + int(count)))
+    fds = range(_FIRST_FD, _FIRST_FD + int(count))
     for fd in fds:
         with contextlib.suppress(OSError):  # if it is not open, adopting it says so
             os.set_inheritable(fd, False)
-    return fds
+    if len(names) != len(fds):  # then nobody can tell which name is whose
+        names = ["unknown"] * len(fds)
+    return [Passed(fd, name) for fd, name in zip(fds, names, strict=True)]
 
 
 # --------------------------------------------------------------------------- TCP
@@ -208,7 +239,13 @@ def _bind_tcp(address: Address, backlog: int) -> Listener:
     except OSError as exc:
         sock.close()
         raise BindError(f"cannot listen on {address}: {_cure(exc, address)}") from exc
-    return Listener(sock, _url(sock))
+    return Listener(sock, _url(sock), kept_as=_name_to_keep(address))
+
+
+def _name_to_keep(address: Address) -> str | None:
+    """What a TCP listener is called in systemd's descriptor store, where names have no colon."""
+    # Port 0 asks for a new one each time.
+    return _KEPT + address.text.replace(":", "_") if address.port else None
 
 
 def _resolve(address: Address, host: str, port: int) -> tuple[int, tuple[Any, ...]]:
@@ -249,6 +286,15 @@ def _ignore_newcomers(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
     except OSError as exc:  # a sandbox
         log.debug("cannot keep newcomers out of %s: %s", sock, exc)
+
+
+def _heed_newcomers(sock: socket.socket) -> None:
+    """Undo `_ignore_newcomers`, which the last run did to this socket at its end."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+    except OSError as exc:
+        if exc.errno != errno.ENOENT:  # that is: there was none, because the last run was killed
+            raise
 
 
 def _cure(exc: OSError, address: Address) -> str:
@@ -406,6 +452,54 @@ def _adopt(address: Address, fd: int, backlog: int) -> Listener:
     except BaseException:
         sock.close()
         raise
+
+
+def _reuse(
+    kept: Sequence[Passed], wanted: Sequence[Address], backlog: int, forget: Callable[[str], object]
+) -> dict[str, Listener]:
+    """The listeners of an earlier run that are wanted still, by address. The others are closed."""
+    reused: dict[str, Listener] = {}
+    texts = {name: address for address in wanted if (name := _name_to_keep(address)) is not None}
+    for one in kept:
+        address = texts.get(one.name)
+        try:
+            sock = socket.socket(fileno=one.fd)
+        except OSError as exc:
+            log.warning("%s, which systemd kept, cannot be used: %s", one.name, exc.strerror)
+            forget(one.name)
+            continue
+        if address is not None and address.text not in reused and _serves(sock, address, backlog):
+            log.info("taking over %s from the last run, as systemd kept it", address)
+            reused[address.text] = Listener(sock, _url(sock), kept_as=one.name)
+        else:
+            log.info("closing %s, which systemd kept: it is not what shall be listened on", one.name)
+            # systemd closes its copy when it gets round to it. The address is wanted now, perhaps.
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+            forget(one.name)
+    return reused
+
+
+def _serves(sock: socket.socket, address: Address, backlog: int) -> bool:
+    """Make `sock` listen as one that is bound to `address` now would; False if it is none of this kind."""
+    assert address.port is not None
+    try:
+        family, sockaddr = _resolve(address, address.host, address.port)
+        if (
+            sock.family != family
+            or sock.type != socket.SOCK_STREAM
+            or sock.getsockname()[:2] != sockaddr[:2]
+            or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        ):
+            return False
+        _heed_newcomers(sock)
+        sock.listen(backlog)
+        sock.setblocking(False)
+    except (OSError, BindError) as exc:
+        log.debug("%s is not usable for %s: %s", sock, address, exc)
+        return False
+    return True
 
 
 def _url(sock: socket.socket) -> str:
