@@ -1,9 +1,11 @@
-"""Logs: nothing a client sends forges a line, and no reader of the log can stop the server."""
+"""The console log: nothing a client sends forges a line, and no reader of it can stop the server."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import json
 import logging
 import os
 import pty
@@ -14,6 +16,7 @@ import sys
 import time
 import tty
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefork import log
+from prefork.log import escape, sink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,22 +36,6 @@ class Stream:
 
     def fileno(self) -> int:
         return self.fd
-
-
-@dataclass
-class Record:
-    """An AccessRecord."""
-
-    remote_addr: str = "127.0.0.1:53122"
-    method: str = "GET"
-    target: str = "/ping"
-    proto: str = "HTTP/1.1"
-    status: int = 200
-    bytes_written: int = 4
-    start: float = 1763859600.75
-    duration: float = 0.000087
-    referer: str = ""
-    user_agent: str = "curl/8.5"
 
 
 @pytest.fixture
@@ -104,7 +92,7 @@ HEAD = rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{{3}} \[{os.getpid()}\] "
 
 
 def test_a_record_is_one_line_with_time_pid_and_level(logger: logging.Logger, pipe: tuple[int, int]) -> None:
-    log.setup("info", Stream(pipe[1]))
+    log.setup("info", "console", Stream(pipe[1]))
     logging.getLogger("prefork.master").info("serving %s", "app:mux")
     logging.getLogger("prefork.master").debug("not this one")
     logger.error("bad")
@@ -115,15 +103,15 @@ def test_setup_leaves_other_loggers_alone_and_replaces_its_own_handler(
     logger: logging.Logger, pipe: tuple[int, int]
 ) -> None:
     root = logging.getLogger().handlers[:]
-    log.setup("warning", Stream(pipe[1]))
-    log.setup("debug", Stream(pipe[1]))
+    log.setup("warning", "console", Stream(pipe[1]))
+    log.setup("debug", "console", Stream(pipe[1]))
     logger.debug("once")
     assert empty(pipe[0]).count("once") == 1
     assert logging.getLogger().handlers == root
 
 
 def test_a_line_cannot_be_forged(logger: logging.Logger, pipe: tuple[int, int]) -> None:
-    log.setup("info", Stream(pipe[1]))
+    log.setup("info", "console", Stream(pipe[1]))
     evil = "/x\n2026-11-23 00:00:00.000 [1] error    forged\r\x1b[2J\x85\u2028\u202e\udcff\x00é"
     logger.info("GET %s", evil)
     line = empty(pipe[0])
@@ -140,7 +128,7 @@ def test_printable_is_printable_and_keeps_what_is(text: str) -> None:
 
 
 def test_a_traceback_is_indented_and_escaped(logger: logging.Logger, pipe: tuple[int, int]) -> None:
-    log.setup("info", Stream(pipe[1]))
+    log.setup("info", "console", Stream(pipe[1]))
     try:
         raise ValueError("first\n2026-11-23 00:00:00.000 [1] error    forged\x1b[2J")
     except ValueError:
@@ -153,7 +141,7 @@ def test_a_traceback_is_indented_and_escaped(logger: logging.Logger, pipe: tuple
 
 
 def test_a_wrong_log_call_is_told_and_harmless(logger: logging.Logger, pipe: tuple[int, int]) -> None:
-    log.setup("info", Stream(pipe[1]))
+    log.setup("info", "console", Stream(pipe[1]))
     logger.info("%d items", "three")
     assert "test_log.py:" in (text := empty(pipe[0]))
     assert "this log record cannot be shown: TypeError(" in text
@@ -166,25 +154,25 @@ def test_colours_only_on_a_terminal_that_wants_them(
     tty.setraw(slave)
     try:
         monkeypatch.setenv("TERM", "xterm")
-        log.setup("info", Stream(slave))
+        log.setup("info", "console", Stream(slave))
         logger.warning("colour")
         assert "\x1b[33mwarning \x1b[0m colour" in os.read(master, 1000).decode()
         monkeypatch.setenv("NO_COLOR", "1")
-        log.setup("info", Stream(slave))
+        log.setup("info", "console", Stream(slave))
         logger.warning("none")
         assert "\x1b" not in os.read(master, 1000).decode()
         monkeypatch.delenv("NO_COLOR")
         monkeypatch.setenv("TERM", "dumb")
-        log.setup("info", Stream(slave))
+        log.setup("info", "console", Stream(slave))
         logger.warning("dumb")
         assert "\x1b" not in os.read(master, 1000).decode()
     finally:
         os.close(master)
         os.close(slave)
-    log.setup("info", Stream(pipe[1]))
+    log.setup("info", "console", Stream(pipe[1]))
     logger.critical("plain")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    log.setup("info", Stream(pipe[1]))
+    log.setup("info", "console", Stream(pipe[1]))
     logger.critical("forced")
     plain, forced = empty(pipe[0]).splitlines()
     assert "\x1b" not in plain
@@ -196,7 +184,7 @@ def test_journal_lines_have_a_priority_each_and_no_time(
 ) -> None:
     status = os.fstat(pipe[1])
     monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
-    log.setup("debug", Stream(pipe[1]))
+    log.setup("debug", "console", Stream(pipe[1]))
     logger.debug("d")
     logger.info("i")
     logger.warning("w")
@@ -211,9 +199,119 @@ def test_journal_lines_have_a_priority_each_and_no_time(
     assert critical[-1] == "<2>    lines"
     assert all(line.startswith("<2>") for line in critical)
     monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino + 1}")
-    log.setup("info", Stream(pipe[1]))
+    log.setup("info", "console", Stream(pipe[1]))
     logger.info("another stream")
     assert re.fullmatch(HEAD + "info     another stream\n", empty(pipe[0]))
+
+
+def test_the_journal_has_json_without_time_behind_the_priority(
+    logger: logging.Logger, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = os.fstat(pipe[1])
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    log.setup("info", "json", Stream(pipe[1]))
+    logger.warning("w\n<0>not an emergency")
+    log.setup("info", "logfmt", Stream(pipe[1]))
+    logger.error("e")
+    json_line, logfmt_line = empty(pipe[0]).splitlines()
+    assert json_line.startswith("<4>{")  # journald takes the priority off: MESSAGE= is the object
+    assert json.loads(json_line[3:]) == {
+        "level": "warning",
+        "logger": "prefork",
+        "worker": None,
+        "pid": os.getpid(),
+        "message": "w\n<0>not an emergency",
+    }
+    assert logfmt_line == f"<3>level=error logger=prefork pid={os.getpid()} message=e"
+
+
+# --- JSON and logfmt ------------------------------------------------------------------------
+
+
+def test_json_is_an_object_per_line(
+    logger: logging.Logger, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.setup("debug", "json", Stream(pipe[1]))
+    before = datetime.now(UTC)
+    logging.getLogger("prefork.master").info("serving %s", "app:mux")
+    monkeypatch.setattr("prefork.log.origin._worker", 3)
+    try:
+        raise ValueError('a "quoted"\ntext')
+    except ValueError:
+        logger.exception("failed", stack_info=True)
+    first, second = map(json.loads, empty(pipe[0]).splitlines())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", first["time"])
+    assert before - timedelta(seconds=1) < datetime.fromisoformat(first["time"]) < datetime.now(UTC)
+    del first["time"]
+    assert first == {
+        "level": "info",
+        "logger": "prefork.master",
+        "worker": None,
+        "pid": os.getpid(),
+        "message": "serving app:mux",
+    }
+    assert list(second) == ["time", "level", "logger", "worker", "pid", "message", "exception", "stack"]
+    assert (second["level"], second["worker"]) == ("error", 3)
+    assert second["exception"].startswith("Traceback (most recent call last):\n")
+    assert second["exception"].endswith('ValueError: a "quoted"\ntext')
+    assert second["stack"].startswith("Stack (most recent call last):\n")
+
+
+EVIL = '/x"}\n{"level":"error","message":"forged"}\r\x1b[2J\x7f\x85\u2028\u202e\udcff\x00\ud83d\\é€😀'
+
+
+def test_json_cannot_be_forged(logger: logging.Logger, pipe: tuple[int, int]) -> None:
+    log.setup("info", "json", Stream(pipe[1]))
+    logger.info("GET %s", EVIL)
+    (line,) = empty(pipe[0]).split("\n")[:-1]
+    assert line.isascii()
+    assert line.isprintable()
+    shown = EVIL.replace("\udcff", "\ufffd").replace("\ud83d", "\ufffd")
+    assert json.loads(line)["message"] == "GET " + shown
+
+
+@given(st.text())
+def test_json_string_is_json_and_logfmt_is_one_value(text: str) -> None:
+    clean = re.sub("[\ud800-\udfff]", "\ufffd", text)
+    line = escape.json_string(text)
+    assert json.loads(line) == clean
+    assert line.isascii()
+    assert line.isprintable()
+    value = escape.logfmt_value(text)
+    if value.startswith('"'):
+        assert json.loads(value) == clean
+    else:
+        assert value == text
+        assert re.fullmatch(r"[!-~]+", value)
+        assert not set(value) & set('"=\\ ')
+
+
+def test_logfmt_has_the_same_pairs(logger: logging.Logger, pipe: tuple[int, int]) -> None:
+    log.setup("info", "logfmt", Stream(pipe[1]))
+    logger.warning('a "b" c=d\n')
+    try:
+        raise OSError("x")
+    except OSError:
+        logger.exception("failed")
+    first, second = empty(pipe[0]).splitlines()
+    pid = os.getpid()
+    time_part, rest = first.split(" ", 1)
+    assert re.fullmatch(r"time=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", time_part)
+    assert rest == f'level=warning logger=prefork pid={pid} message="a \\"b\\" c=d\\n"'
+    assert ' message=failed exception="Traceback (most recent call last):\\n' in second
+
+
+@pytest.mark.parametrize("format", ["json", "logfmt"])
+def test_a_wrong_log_call_keeps_the_format(
+    format: str, logger: logging.Logger, pipe: tuple[int, int]
+) -> None:
+    log.setup("info", format, Stream(pipe[1]))
+    logger.info("%d items", "three")
+    line = empty(pipe[0])
+    assert line.count("\n") == 1
+    assert "this log record cannot be shown: TypeError(" in line
+    if format == "json":
+        assert json.loads(line)["level"] == "info"
 
 
 # --- readers that are slow or gone ----------------------------------------------------------
@@ -222,26 +320,81 @@ def test_journal_lines_have_a_priority_each_and_no_time(
 def test_a_stalled_reader_costs_lines_and_they_are_counted(
     logger: logging.Logger, pipe: tuple[int, int]
 ) -> None:
-    log.setup("info", Stream(pipe[1]))
+    log.setup("info", "console", Stream(pipe[1]))
     fill(pipe[1])
     begin = time.monotonic()
-    for number in range(1000):
-        logger.info("lost %d", number)
-    assert time.monotonic() - begin < 5, "a stalled reader is waited for once, not for every line"
+    kept = 0
+    for number in range(2000):
+        logger.info("%d %s", number, "x" * 1000)
+    assert time.monotonic() - begin < 5, "a stalled reader is not waited for"
     assert os.get_blocking(pipe[1]), "the flags of a shared descriptor are not ours to change"
-    empty(pipe[0])
+    text = empty(pipe[0])
+    while not log.flush():
+        text += empty(pipe[0])
+    text += empty(pipe[0])
+    kept = text.count("info     ")
+    assert [int(line.split()[4]) for line in text.splitlines() if "info  " in line] == list(range(kept))
+    assert 0.9 * sink.BUFFER < kept * 1000 < sink.BUFFER
     logger.info("through")
     logger.info("again")
     assert [line.split("] ", 1)[1] for line in empty(pipe[0]).splitlines()] == [
         "info     through",
-        "warning  1000 log lines are lost: what reads this log was too slow or gone",
+        f"warning  {2000 - kept} log lines are lost: what reads it is too slow",
         "info     again",
     ]
 
 
+def test_lines_wait_for_a_reader_and_are_written_before_the_next(
+    logger: logging.Logger, pipe: tuple[int, int]
+) -> None:
+    log.setup("info", "console", Stream(pipe[1]))
+    fill(pipe[1])
+    logger.info("one")
+    logger.info("two")
+    assert not log.flush()
+    empty(pipe[0])
+    logger.info("three")
+    assert [line.split()[-1] for line in empty(pipe[0]).splitlines()] == ["one", "two", "three"]
+    assert log.flush()
+
+
+def test_a_forked_child_does_not_write_what_waits_in_its_parent(
+    logger: logging.Logger, pipe: tuple[int, int]
+) -> None:
+    log.setup("info", "console", Stream(pipe[1]))
+    fill(pipe[1])
+    logger.info("of the parent")
+    empty(pipe[0])
+    child = os.fork()
+    if child == 0:
+        logger.info("of the child")
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert [line.split()[-1] for line in empty(pipe[0]).splitlines()] == ["child"]
+    assert log.flush()
+    assert [line.split()[-1] for line in empty(pipe[0]).splitlines()] == ["parent"]
+
+
+def test_lines_have_their_last_chance_at_the_end_of_the_process() -> None:
+    program = (
+        "import sys; from prefork import log; import logging; log.setup('info', stream=sys.stdout)\n"
+        "for number in range(1000): logging.getLogger('prefork').info('%d %s', number, 'x' * 200)\n"
+        "sys.stderr.write('logged'); sys.stderr.flush()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stderr.read(6) == b"logged"  # all of them, though nobody has read a line yet
+        numbers = [int(line.split()[4]) for line in process.stdout]
+        assert process.wait(30) == 0
+    assert numbers == list(range(1000))
+
+
 def test_a_reader_that_only_lags_loses_nothing(tmp_path: os.PathLike[str]) -> None:
     program = (
-        "import sys; from prefork import log; import logging; log.setup('info', sys.stdout)\n"
+        "import sys; from prefork import log; import logging; log.setup('info', stream=sys.stdout)\n"
         "for number in range(5000): logging.getLogger('prefork').info('%d %s', number, 'x' * 100)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
@@ -252,7 +405,7 @@ def test_a_reader_that_only_lags_loses_nothing(tmp_path: os.PathLike[str]) -> No
 
 
 def test_a_reader_that_is_gone_is_survived(logger: logging.Logger, pipe: tuple[int, int]) -> None:
-    log.setup("info", Stream(pipe[1]))
+    log.setup("info", "console", Stream(pipe[1]))
     os.close(pipe[0])
     logger.info("nobody reads this")
 
@@ -278,12 +431,30 @@ def test_half_a_line_is_finished_before_the_next(pipe: tuple[int, int]) -> None:
     sink = log.Sink(pipe[1])
     long = b"L" * 100_000 + b"\n"  # more than a pipe holds
     assert sink.write(long)
-    assert not sink.write(b"lost\n")
-    got = empty(pipe[0])
     assert sink.write(b"next\n")
+    got = empty(pipe[0])
+    assert sink.write(b"last\n")
     got += empty(pipe[0])
-    assert got == long.decode() + "next\n"
-    assert sink.lost == 1
+    assert got == long.decode() + "next\nlast\n"
+    assert sink.lost == 0
+    sink.close()
+
+
+def test_a_line_that_will_never_be_whole_does_not_swallow_the_next(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    sink = log.Sink(pipe[1])
+    assert sink.write(b"L" * 100_000 + b"\n")
+    got = empty(pipe[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        assert not sink.write(b"lost\n")
+    assert (sink.lost, sink.why) == (2, "No space left on device")
+    assert sink.write(b"next\n")
+    assert (got + empty(pipe[0])).split("\n")[1:] == ["next", ""]
     sink.close()
 
 
@@ -311,8 +482,11 @@ def test_another_users_pipe_is_asked_before_each_write(
     assert sink.write(b"p" * 10_000 + b"\n")
     assert empty(pipe[0]) == "p" * 10_000 + "\n"
     fill(pipe[1])
-    assert not sink.write(b"lost\n")  # and does not block
-    assert sink.lost == 1
+    assert sink.write(b"waits\n")  # and does not block
+    assert not sink.flush()
+    empty(pipe[0])
+    assert sink.flush()
+    assert empty(pipe[0]) == "waits\n"
 
 
 def test_a_socket_is_written_without_blocking() -> None:
@@ -342,119 +516,3 @@ def test_a_terminal_gets_long_records_whole() -> None:
     finally:
         os.close(master)
         os.close(slave)
-
-
-# --- access log -----------------------------------------------------------------------------
-
-LINE = re.compile(
-    r"(?P<host>[!-~]+) - - \[(?P<time>[^]]+)\] "
-    r'"(?P<request>(?:[^"\\]|\\x[0-9A-F]{2})*)" (?P<status>\d+) (?P<size>\d+) '
-    r'"(?P<referer>(?:[^"\\]|\\x[0-9A-F]{2})*)" "(?P<agent>(?:[^"\\]|\\x[0-9A-F]{2})*)" '
-    r"(?P<took>\d+\.\d{6})\n"
-)
-
-
-@pytest.fixture
-def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with monkeypatch.context() as patch:
-        patch.setenv("TZ", "UTC")
-        time.tzset()
-        yield
-    time.tzset()
-
-
-@pytest.mark.usefixtures("utc")
-def test_combined_format_and_duration(pipe: tuple[int, int]) -> None:
-    access = log.access_logger(Stream(pipe[1]))
-    access(Record())
-    access(
-        Record(
-            start=1763859661.0, target="/", referer="http://a/", status=404, bytes_written=0, duration=12.5
-        )
-    )
-    access.close()
-    assert empty(pipe[0]) == (
-        '127.0.0.1 - - [23/Nov/2025:01:00:00 +0000] "GET /ping HTTP/1.1" 200 4 "-" "curl/8.5" 0.000087\n'
-        '127.0.0.1 - - [23/Nov/2025:01:01:01 +0000] "GET / HTTP/1.1" 404 0 "http://a/" "curl/8.5" 12.500000\n'
-    )
-
-
-@pytest.mark.parametrize(
-    ("zone", "stamp"),
-    [
-        ("Europe/Berlin", "23/Nov/2025:02:00:00 +0100"),
-        ("XXX+3:30", "22/Nov/2025:21:30:00 -0330"),
-        ("Asia/Kathmandu", "23/Nov/2025:06:45:00 +0545"),
-    ],
-)
-def test_local_time_with_its_offset(zone: str, stamp: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "/" in zone and not os.path.exists(f"/usr/share/zoneinfo/{zone}"):
-        pytest.skip("no time zone database (tzdata) on this machine")
-    try:
-        with monkeypatch.context() as patch:
-            patch.setenv("TZ", zone)
-            time.tzset()
-            assert f" [{stamp}] " in log.AccessLog(log.Sink(-1)).line(Record())
-    finally:
-        time.tzset()
-
-
-@pytest.mark.parametrize(
-    ("address", "host"),
-    [
-        ("10.0.0.7:53122", "10.0.0.7"),
-        ("[2001:db8::1]:80", "2001:db8::1"),
-        ("[fe80::1%eth0]:80", "fe80::1%eth0"),
-        ("@", "@"),
-        ("", "-"),
-        ("/run/x y.sock", "/run/xy.sock"),
-    ],
-)
-def test_hosts(address: str, host: str) -> None:
-    line = log.AccessLog(log.Sink(-1)).line(Record(remote_addr=address))
-    assert line.split(" ", 1)[0] == host
-
-
-def test_escapes() -> None:
-    access = log.AccessLog(log.Sink(-1))
-    record = Record(
-        target='/a"b\\c\x00d\x7f\xe9\udcff',
-        user_agent='x" 200 0 "-" "forged\n127.0.0.1',
-        referer="\u20ac\ud800",
-    )
-    line = access.line(record)
-    assert r'"GET /a\x22b\x5Cc\x00d\x7F\xC3\xA9\xFF HTTP/1.1"' in line
-    assert r'"x\x22 200 0 \x22-\x22 \x22forged\x0A127.0.0.1"' in line
-    assert r'"\xE2\x82\xAC\xED\xA0\x80"' in line
-    assert line.count("\n") == 1
-
-
-def test_a_request_that_could_not_be_read_is_a_dash() -> None:
-    line = log.AccessLog(log.Sink(-1)).line(Record(method="", target="", status=400))
-    assert '] "-" 400 4 "-" ' in line
-
-
-@given(st.text(), st.text(), st.text(), st.text())
-def test_any_request_gives_one_line_that_parses(method: str, target: str, referer: str, agent: str) -> None:
-    record = Record(method=method, target=target, referer=referer, user_agent=agent)
-    line = log.AccessLog(log.Sink(-1)).line(record)
-    match = LINE.fullmatch(line)
-    assert match is not None, line
-    if method:
-        unescaped = re.sub(r"\\x(..)", lambda m: chr(int(m[1], 16)), match["request"]).encode("latin-1")
-        assert unescaped.decode("utf-8", "surrogatepass") == f"{method} {target} HTTP/1.1"
-
-
-def test_lost_access_lines_are_told_on_the_console(
-    logger: logging.Logger, pipe: tuple[int, int], caplog: pytest.LogCaptureFixture
-) -> None:
-    logger.propagate = True
-    access = log.access_logger(Stream(pipe[1]))
-    fill(pipe[1])
-    for _ in range(3):
-        access(Record())
-    empty(pipe[0])
-    access(Record())
-    access.close()
-    assert caplog.messages == ["3 access log lines are lost: what reads them was too slow or gone"]
-    assert LINE.fullmatch(empty(pipe[0]))
