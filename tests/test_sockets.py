@@ -525,3 +525,20 @@ def test_a_promise_of_sockets_that_are_not_there():
 def test_no_activation(environ):
     assert sockets.take_activation(environ) == []
     assert environ == {}
+
+
+@pytest.mark.parametrize(
+    ("names", "passed"),
+    [
+        ("http:admin", [(3, "http"), (4, "admin")]),
+        (":", [(3, ""), (4, "")]),
+        ("http", [(3, "unknown"), (4, "unknown")]),
+        (None, [(3, "unknown"), (4, "unknown")]),
+    ],
+)
+def test_the_names_of_what_is_passed(names, passed, monkeypatch):
+    monkeypatch.setattr(os, "set_inheritable", lambda fd, flag: None)  # 3 and 4 are somebody else's here
+    environ = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "2"}
+    environ |= {"LISTEN_FDNAMES": names} if names is not None else {}
+    assert sockets.take_activation(environ) == passed
+    assert environ == {}

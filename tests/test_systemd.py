@@ -1,4 +1,4 @@
-"""The units, and what prefork does with what systemd gives it, by systemd's own tools."""
+"""The units, and socket activation, by systemd's own tools. What systemd is told: test_systemd_story.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-UNITS = sorted((ROOT / "systemd").glob("prefork@.*"))
+UNITS = [ROOT / "systemd" / name for name in ("prefork@.service", "prefork@.socket")]
+DROP_IN = ROOT / "systemd" / "prefork@.service.d" / "notify-reload.conf"
+FILES = [*UNITS, DROP_IN]
 
 APP = """
 import json, os
@@ -46,6 +48,11 @@ def units(tmp_path):
     return tmp_path
 
 
+def systemd_version() -> int:
+    out = subprocess.run(["systemd-analyze", "--version"], capture_output=True, text=True, check=True)
+    return int(out.stdout.split()[1])
+
+
 def directives(unit: Path) -> list[tuple[str, str]]:
     lines = [line for line in unit.read_text().splitlines() if line and not line.startswith(("#", ";", "["))]
     return [(name, value) for name, _, value in (line.partition("=") for line in lines)]
@@ -75,21 +82,35 @@ def test_verify_would_complain(units):
 
 
 @needs("systemd-analyze")
+def test_systemd_understands_the_drop_in(units):
+    """Since 253. An older one says what it does not know, and that is all it has to say."""
+    folder = units / DROP_IN.parent.name
+    folder.mkdir()
+    (folder / DROP_IN.name).write_text(DROP_IN.read_text())
+    code, text = analyze("verify", str(units / "prefork@.service"))
+    if systemd_version() >= 253:
+        assert (code, text) == (0, "")
+    else:
+        assert [line for line in text.splitlines() if "notify-reload" not in line] == []
+        assert "Failed to parse service type" in text
+
+
+@needs("systemd-analyze")
 def test_the_service_is_hardened(units):
     service = str(units / "prefork@.service")
     code, text = analyze("security", "--offline=true", "--threshold=12", service)
     assert code == 0, text
 
 
-@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+@pytest.mark.parametrize("unit", FILES, ids=lambda unit: unit.name)
 def test_no_line_has_a_trailing_comment(unit):
     assert not [value for _, value in directives(unit) if "#" in value or ";" in value]
 
 
 def test_the_readme_explains_every_directive_and_no_other():
     text = (ROOT / "systemd" / "README.md").read_text()
-    for unit in UNITS:
-        section = text.split(f"## `{unit.name}`")[1].split("\n## ")[0]
+    for unit in FILES:
+        section = text.split(f"## `{unit.relative_to(ROOT / 'systemd')}`")[1].split("\n## ")[0]
         first_cells = "\n".join(re.findall(r"^\|[^|]*\|", section, re.M))
         explained = set(re.findall(r"`([A-Z][A-Za-z]+)=", first_cells))
         explained |= {"WantedBy"} if "`WantedBy=" in section else set()
@@ -98,9 +119,10 @@ def test_the_readme_explains_every_directive_and_no_other():
 
 def test_the_readmes_values_are_the_units():
     text = (ROOT / "systemd" / "README.md").read_text()
-    for unit in UNITS:
+    for unit in FILES:
+        section = text.split(f"## `{unit.relative_to(ROOT / 'systemd')}`")[1].split("\n## ")[0]
         for name, value in directives(unit):
-            for given in re.findall(rf"^\|[^|]*`{name}=([^`]+)`", text, re.M):
+            for given in re.findall(rf"^\|[^|]*`{name}=([^`]+)`", section, re.M):
                 assert given in [other for key, other in directives(unit) if key == name] or any(
                     given in other_unit.read_text() for other_unit in UNITS
                 ), f"{name}={value}, not {given}"
@@ -110,8 +132,11 @@ def test_times_fit_the_defaults():
     from prefork.settings import Settings
 
     values = dict(directives(ROOT / "systemd" / "prefork@.service"))
-    assert int(values["TimeoutStopSec"]) > Settings().graceful_timeout
-    assert int(values["TimeoutStartSec"]) > Settings().boot_timeout
+    settings = Settings()
+    assert int(values["TimeoutStopSec"]) > settings.drain_delay + settings.graceful_timeout
+    assert int(values["TimeoutStartSec"]) > settings.boot_timeout
+    assert settings.worker_timeout is not None
+    assert int(values["WatchdogSec"]) > settings.worker_timeout + settings.boot_timeout
 
 
 # --- socket activation ----------------------------------------------------------------------
@@ -158,55 +183,3 @@ def test_the_first_connection_starts_it_and_is_answered(tmp_path, until):
             process.wait()
     # The files are systemd's: it may hold the sockets for the next start.
     assert all(map(os.path.exists, paths))
-
-
-# --- notification ---------------------------------------------------------------------------
-
-
-def test_the_service_manager_hears_the_whole_story(tmp_path, prefork_process):
-    path = str(tmp_path / "notify.sock")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(path)
-        manager.settimeout(20)
-        server = prefork_process(APP, "-w", "2", env={"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "1000000"})
-        heard = []
-        while "READY=1" not in heard:
-            heard.append(manager.recv(4096).decode())
-        assert heard[:-1] == ["STATUS=0/2 workers ready", "STATUS=1/2 workers ready"]
-        assert server.get("/ping").body == b"pong"
-        assert server.get("/environ").body == b"[]"
-        os.kill(server.workers()[0], signal.SIGKILL)
-        server.wait_for_log("was killed by SIGKILL")
-        while heard[-1] != "STATUS=1/2 workers ready":
-            heard.append(manager.recv(4096).decode())
-        while heard[-1] != "STATUS=2/2 workers ready":
-            heard.append(manager.recv(4096).decode())
-        assert server.stop() == 0
-        manager.setblocking(False)
-        rest = []
-        while True:
-            try:
-                rest.append(manager.recv(4096).decode())
-            except BlockingIOError:
-                break
-    assert rest[:2] == ["STOPPING=1", "STATUS=draining, 2 workers left"]
-    assert heard.count("READY=1") == 1
-
-
-def test_a_failed_start_is_never_ready(tmp_path, prefork_command):
-    path = str(tmp_path / "notify.sock")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(path)
-        done = prefork_command(
-            "run", "app:mux", "-b", "127.0.0.1:0", app="raise RuntimeError('no')", env={"NOTIFY_SOCKET": path}
-        )
-        manager.setblocking(False)
-        heard = []
-        while True:
-            try:
-                heard.append(manager.recv(4096).decode())
-            except BlockingIOError:
-                break
-    assert done.code == 4
-    assert not [text for text in heard if "READY" in text]
-    assert "STOPPING=1" in heard
