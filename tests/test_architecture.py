@@ -1,14 +1,17 @@
 """Who may import whom, read from the source: a master that stays light, an http that knows no processes.
 
-    cli      -> master, workers.boot, workers.loader, settings, log
-    workers  -> http, ipc, settings, log
-    master   -> ipc, settings, log; of others' only the standard library, and no asyncio
+    cli      -> master, workers.boot, workers.loader, ctl, unit, settings, log
+    unit     -> settings and its kinds
+    ctl      -> overview, settings and its kinds: it runs beside a server, not in it
+    workers  -> http, ipc, scoreboard, settings, log
+    master   -> ipc, scoreboard, settings, log; of others' only the standard library, and no asyncio
     http     -> nothing of ours; never uvloop
-    leaves   -> nothing of ours (settings has its kinds)
+    leaves   -> nothing of ours (settings has its kinds, ipc the scoreboard)
 
-Two exceptions, both inside of functions, so that nobody pays for them who does not call:
+Three exceptions, all inside of functions, so that nobody pays for them who does not call:
 `http.listen_and_serve(workers=N)` looks up `prefork.workers.boot` by name, the only such name in
-the source; and `workers.boot.run` imports the master that it hands its job to, in the parent.
+the source; `workers.boot.run` imports the master that it hands its job to, in the parent; and
+`kinds` asks the log which access log formats there are, when a setting names one.
 """
 
 from __future__ import annotations
@@ -27,21 +30,27 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
-    "cli": {"master", "workers.boot", "workers.loader", "settings", "log"},
-    "workers": {"workers", "http", "ipc", "settings", "log"},
-    "master": {"master", "ipc", "settings", "log", "kinds"},
+    "cli": {"master", "workers.boot", "workers.loader", "ctl", "unit", "settings", "log"},
+    "ctl": {"overview", "settings", "kinds"},
+    "overview": set(),
+    "unit": {"settings", "kinds"},
+    # (The protocol of what lives in the master's loop is for the type checker alone.)
+    "workers": {"workers", "http", "ipc", "scoreboard", "settings", "log", "master.service"},
+    "master": {"master", "ipc", "scoreboard", "settings", "log", "kinds"},
     "http": {"http"},
     "settings": {"kinds"},
     "kinds": set(),
-    "ipc": set(),
-    "log": set(),
+    "ipc": {"scoreboard"},
+    "scoreboard": set(),
+    "log": {"log"},
 }
-IN_FUNCTIONS: dict[str, set[str]] = {"prefork.workers.boot": {"master"}}
+IN_FUNCTIONS: dict[str, set[str]] = {"prefork.workers.boot": {"master"}, "prefork.kinds": {"log.atoms"}}
 # area -> the libraries it may import besides the standard one.
 LIBRARIES: dict[str, set[str]] = {
-    "workers": {"uvloop", "httptools", "setproctitle"},
+    "workers": {"uvloop", "httptools", "setproctitle", "watchfiles"},
     "http": {"httptools", "multipart", "idna", "publicsuffixlist", "certifi", "truststore"},
     "master": {"setproctitle"},
+    "overview": {"rich"},
 }
 FORBIDDEN: dict[str, set[str]] = {"master": {"asyncio", "http", "concurrent", "multiprocessing"}}
 

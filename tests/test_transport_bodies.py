@@ -93,9 +93,9 @@ def test_a_file(run: Run, tmp_path: Path) -> None:
         async with h.peer() as peer, h.transport() as sender:
             with path.open("rb") as file:
                 file.seek(7)
-                assert (await h.whole(sender, peer.post(file)))[1] == b"0 POST / " + data
+                assert (await h.whole(sender, peer.post(file)))[1].endswith(b" POST / " + data)
                 assert peer.requests[0].fields["content-length"] == str(len(data))
-            assert (await h.whole(sender, peer.post(io.BytesIO(b"memory"))))[1] == b"0 POST / memory"
+            assert (await h.whole(sender, peer.post(io.BytesIO(b"memory"))))[1].endswith(b" POST / memory")
             assert peer.requests[1].fields["content-length"] == "6"
             path.write_text("text")
             with path.open() as text:
