@@ -82,13 +82,27 @@ set -e
 mount --bind {directory} /srv
 cd /srv
 # All of the root, and what is mounted below it, can be read only; what people write to by habit is hidden.
-for place in /tmp /var/tmp /dev/shm /home; do
+for place in {hidden}; do
     if [ -d $place ]; then mount -t tmpfs -o ro,mode=000 none $place; fi
+done
+for place in {needed}; do
+    mount --bind $place $place
+    mount -o remount,bind,ro $place
 done
 mount -o remount,bind,ro /srv
 mount -o remount,bind,ro /
 exec env -i PATH=/usr/bin:/bin {environment} {command}
 """
+
+
+def places() -> tuple[list[str], list[str]]:
+    """Where people write by habit: what can be hidden, and what holds this checkout or its Python."""
+    needed = [os.path.realpath(path) + "/" for path in (ROOT, sys.prefix, sys.base_prefix)]
+    hidden, kept = [], []
+    for place in ("/tmp", "/var/tmp", "/dev/shm", "/home"):
+        inside = any(path.startswith(place + "/") for path in needed)
+        (kept if inside else hidden).append(place)
+    return hidden, kept
 
 
 @functools.cache
@@ -150,7 +164,10 @@ def container(tmp_path: Path, until: Callable[..., object]) -> Iterator[Callable
         (tmp_path / "app.py").write_text(APP)
         command = [sys.executable, "-m", "prefork", "run", "app:mux", "-b", "127.0.0.1:0", *flags]
         environment = {"PYTHONPATH": str(ROOT)} | environment
+        hidden, needed = places()
         script = BEGIN.format(
+            hidden=" ".join(hidden),
+            needed=" ".join(needed),
             directory=shlex.quote(str(tmp_path)),
             command=shlex.join(command),
             environment=shlex.join(f"{name}={value}" for name, value in environment.items()),
