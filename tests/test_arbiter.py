@@ -583,11 +583,12 @@ def test_the_seats_tell_who_lives(master):
             if place.slot == 2:
                 say("rows", sorted(r.slot for r in place.board.rows()))
             return obey(place) and 0
-        sys.exit(arbiter.run(3, entry))
+        sys.exit(arbiter.run(3, entry, on_serving=lambda: say("up")))
     """)
     seats = {m.line(r"^seat (\d) (\d) BOOTING")[1] for _ in range(3)}
     assert seats == {"0", "1", "2"}
     m.line(r"^rows \[0, 1, 2\]")
+    m.line("^up")  # the master has heard of all: before that, its TERM would kill a worker of this kind
     m.signal(signal.SIGTERM)
     assert m.end() == 0
 
